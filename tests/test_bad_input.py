@@ -16,6 +16,7 @@ import pytest
 
 from tests.load.words import Words
 from tests.whatif.known import known_profile
+from workbench.cli import check_image_base
 from workbench.compose.compose_file import compose_file
 from workbench.control import tls_context
 from workbench.errors import WorkbenchError
@@ -32,6 +33,7 @@ from workbench.load.workload.written import word_ids, written
 from workbench.monitoring.annotations import Grafana
 from workbench.monitoring.history import Prometheus
 from workbench.params.notebooks import NOTEBOOKS, check_params
+from workbench.report.page import read_executed
 from workbench.serve.checks.argument_check import check_store_arguments
 from workbench.serve.checks.capacity import Capacity, check_capacity, check_store, check_tiers
 from workbench.serve.connectors import connector
@@ -181,6 +183,13 @@ PARAMETERS = [
     (SWEEP, {"arrivals": "ramp", "rate_per_s": 1}, "arrivals=ramp needs end_rate_per_s", "0", ""),
     (SWEEP, {"end_rate_per_s": 4}, "end_rate_per_s=4 does not", "4", ""),
     (SWEEP, {"burstiness": 0.5}, "burstiness=0.5 does not", "0.5", "gamma"),
+    (
+        SWEEP,
+        {"gpu_hour_price": "2.5"},
+        "gpu_hour_price must be a number above 0, a space and a currency code",
+        "2.5",
+        "2.5 USD",
+    ),
     (SWEEP, {"search": True}, "search=True needs ttft_limit_ms", "True", "-p ttft_limit_ms 500"),
     (SWEEP, {"rates_per_s": [1, 1]}, "rates_per_s must be different", "[1.0, 1.0]", "1,2,4"),
     (SWEEP, {"rates_per_s": [0, 1]}, "rates_per_s must be different", "[0.0, 1.0]", "above 0"),
@@ -540,6 +549,9 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
      "'ftp://x'", ""),
     (lambda: drive_in_workers(short(salt="s"), arrivals.closed(1), workers=9).send(None),
      "client_workers must be 1", "9", "one per request in flight"),
+    (lambda: check_image_base("https://a", "html"), "--image-base=https://a does not", "", ""),
+    (lambda: check_image_base("a", "md"), "--image-base must be an http address", "'a'", ""),
+    (lambda: read_executed("/none.ipynb"), "/none.ipynb does not exist", "", "a run folder"),
     # arithmetic
     (lambda: kv.KvShape(layers=0, kv_heads=1, head_dim=1), "layers must be above 0", "0", ""),
     (lambda: kv.quantisation_ratio(bits=4, group=0), "group must be above 0", "0", ""),

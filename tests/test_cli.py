@@ -86,9 +86,10 @@ def executed(monkeypatch):
         ("run pd_sweep -f {tmp}/binary.yaml", "binary.yaml cannot be read as YAML"),
         ("run pd_sweep -f {tmp}/numbers.yaml", "pd_sweep has no parameter '1'"),
         ("run pd_sweep -f {tmp}/wrong.yaml", "rounds must be an integer, got [3]"),
-        ("report {tmp}/none.ipynb", "none.ipynb does not exist; give an executed notebook"),
+        ("report {tmp}/none.ipynb", "none.ipynb does not exist. Give an executed notebook"),
         ("report {tmp}/list.yaml", "cannot be read as a notebook"),
-        ("report {tmp}", "is a folder; give an executed notebook"),
+        ("report {tmp}", "holds none of run.ipynb, run.failed.ipynb, result.json. Give an"),
+        ("report a.ipynb --image-base https://a", "--image-base=https://a does not apply to"),
         ("index --output-dir {tmp}/nowhere", "nowhere is not a folder: run a notebook first"),
     ],
 )

@@ -6,13 +6,15 @@ import argparse
 import json
 import logging
 import os
+import shlex
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from workbench.errors import ParameterError, WorkbenchError
+from workbench.errors import ParameterError, WorkbenchError, must_be, unused
 from workbench.params.notebooks import CONNECTORS, NOTEBOOKS
 
 
@@ -21,7 +23,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     A run whose checks failed was carried out; a machine that is not ready for the others is 1.
     """
-    options = _parser().parse_args(_values_kept(sys.argv[1:] if arguments is None else arguments))
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        options = _parser().parse_args(_values_kept(words))
+    except SystemExit as ended:  # argparse's own status for bad input is 2
+        gated = ended.code and words[:1] == ["gate"]
+        raise SystemExit(_NOT_GATED if gated else ended.code) from None
+    options.words = words
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     try:
         status = int(options.act(options))
@@ -32,7 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except WorkbenchError as error:
         print(error, file=sys.stderr)
-        return 2
+        return int(getattr(options, "bad_input", 2))
+    except Exception:
+        if options.act is not _gate:
+            raise
+        traceback.print_exc()  # Python's own status, 1, would say that there is a regression
+        return _NOT_GATED
+
+
+_NOT_GATED = 3
+"""Exit status of `workbench gate` for bad input and errors."""
 
 
 def _values_kept(arguments: Sequence[str]) -> list[str]:
@@ -53,8 +70,11 @@ _EPILOG = """examples:
   workbench run pd_sweep -p topology 1p4d --json | jq .headline
   workbench run-all --params params/cpu_demo        the five notebooks, then outputs/index.html
   workbench up -p topology 1p4d                     start servers, print their URL; Ctrl-C ends them
+  workbench status                                  runs under way: what they do, time left
+  workbench report outputs/pd_sweep/RUN --partial   the page of a run under way, so far
   workbench report out.ipynb                        the page of a notebook that papermill ran
   workbench compare outputs/pd_sweep/RUN bench.json
+  workbench gate outputs/pd_sweep/RUN --against base/pd_sweep/RUN --allow 5%
   workbench compose -p topology 1p4d > compose.yaml   for Docker Compose; see docs/compose.md
   workbench profile -p connector nixl               measure 1p1d for predictions; docs/whatif.md
   workbench predict profile.json -p topology 2p6d -p rate_per_s 3 -p ttft_limit_ms 500
@@ -63,7 +83,7 @@ _EPILOG = """examples:
 exit status:
   0  completed, whatever the gates found
   1  could not be completed, or environment_check found a machine that is not ready
-  2  bad input; nothing was started
+  2  bad input; nothing was started (gate: undecided, and 3 for bad input)
 
 Progress and results go to standard output, errors to standard error. Colours appear on a
 terminal only, and not if NO_COLOR is set. Ctrl-C ends a run and every server it started.
@@ -80,11 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    acts = parser.add_subparsers(
-        required=True,
-        metavar="run | run-all | up | report | index | compare | compose | monitoring | claims |"
-        " profile | predict",
-    )
+    acts = parser.add_subparsers(required=True)
     run = acts.add_parser(
         "run",
         help="run one notebook, then render its page",
@@ -126,9 +142,40 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_parameters(up)
     up.set_defaults(act=_up)
-    report = acts.add_parser("report", help="render an executed notebook as one HTML file")
-    report.add_argument("executed", type=Path, help="such as out.ipynb; the page is out.html")
+    report = acts.add_parser(
+        "report",
+        help="render a run as one HTML file, or as Markdown",
+        description=(
+            "Renders an executed notebook or a run folder. html: one page that opens offline. md:"
+            " a folder with report.md, images, and all tables as CSV and XLSX, for GitHub and"
+            " HackMD. See docs/reports.md."
+        ),
+    )
+    report.add_argument("executed", type=Path, help="such as out.ipynb, or a run folder")
+    report.add_argument(
+        "--partial", action="store_true",
+        help="of a run that is under way or was interrupted, given by its folder: render the"
+        " launches measured so far",
+    )  # fmt: skip
+    report.add_argument(
+        "--format", choices=("html", "md"), default="html",
+        help="default: html",
+    )  # fmt: skip
+    report.add_argument(
+        "--image-base", default="", metavar="URL",
+        help="only with md: where the folder is published, for sites that know no relative links",
+    )  # fmt: skip
     report.set_defaults(act=_report)
+    status = acts.add_parser(
+        "status",
+        help="list the runs under way on this machine",
+        description=(
+            "Lists your runs under way on this machine, whatever their outputs folder: launches"
+            " measured, what each does now, the time left, and its page so far."
+        ),
+    )
+    status.add_argument("--json", action="store_true", help="print one line of JSON")
+    status.set_defaults(act=_status)
     index = acts.add_parser("index", help="render outputs/index.html, which lists every run")
     index.add_argument("--output-dir", default="outputs", help="default: outputs")
     index.set_defaults(act=_index)
@@ -143,9 +190,42 @@ def _parser() -> argparse.ArgumentParser:
         "--pass", default="", dest="cache_state", help="compare this pass only, such as store-warm"
     )
     compare.add_argument(
-        "--figure", type=Path, metavar="FILE", help="write the distributions as SVG to FILE"
+        "--figure", type=Path, metavar="FILE",
+        help="write the speed-ups of the first two runs as SVG to FILE; beside another tool's file"
+        " the distributions",
+    )  # fmt: skip
+    compare.add_argument(
+        "--page", type=Path, metavar="FILE", help="write everything as one HTML page to FILE"
     )
+    _add_unlike(compare)
     compare.set_defaults(act=_compare)
+    gate = acts.add_parser(
+        "gate",
+        help="say whether a run is worse than its baseline by more than is allowed",
+        description=(
+            "Compares TTFT, TPOT and throughput of each arm and pass with a baseline run, and"
+            " decides by intervals. See docs/gate.md for CI."
+        ),
+        epilog="exit status: 0 no regression, 1 regression, 2 undecided, 3 bad input",
+    )
+    gate.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
+    gate.add_argument(
+        "--against", nargs="+", type=Path, required=True, metavar="BASE",
+        help="folder of the baseline run; more folders that repeat it give the noise floor",
+    )  # fmt: skip
+    gate.add_argument(
+        "--allow", required=True, metavar="PERCENT",
+        help="how much worse is allowed, such as 5%%: latency higher, throughput lower",
+    )  # fmt: skip
+    gate.add_argument("--arm", default="", help="only this arm")
+    gate.add_argument("--pass", default="", dest="cache_state", help="only this pass")
+    gate.add_argument("--junit", type=Path, metavar="FILE", help="write JUnit XML to FILE")
+    gate.add_argument(
+        "--summary", type=Path, metavar="FILE",
+        help="append Markdown of at most 30 lines to FILE, such as $GITHUB_STEP_SUMMARY",
+    )  # fmt: skip
+    _add_unlike(gate)
+    gate.set_defaults(act=_gate, bad_input=_NOT_GATED)
     compose = acts.add_parser(
         "compose",
         help="print a Docker Compose file with the servers of a pd_sweep",
@@ -209,6 +289,7 @@ def _parser() -> argparse.ArgumentParser:
         "--connector", choices=CONNECTORS, default="", help="only with dashboard: only its panels"
     )
     monitoring.set_defaults(act=_monitoring)
+    acts.metavar = " | ".join(acts.choices)
     return parser
 
 
@@ -222,14 +303,42 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from workbench.report.page import write_page
+    if options.image_base:
+        check_image_base(options.image_base, options.format)
+    executed = options.executed
+    if options.partial:
+        from workbench.notebook_run import partial_page
 
-    if not options.executed.is_file():
-        what = "is a folder" if options.executed.is_dir() else "does not exist"
+        page = partial_page(executed.absolute())
+        executed = page.with_name("run.ipynb")
+    if options.format == "md":
+        from workbench.exports.note import write_note
+
+        print(write_note(executed, image_base=options.image_base))
+    else:
+        from workbench.report.page import write_page
+
+        print(write_page(executed))
+    return 0
+
+
+def check_image_base(url: str, form: str) -> None:
+    """Raises ParameterError where `--image-base` is no address, or the report is not Markdown."""
+    example = "--image-base https://example.org/note"
+    if form != "md":
         raise ParameterError(
-            f"{options.executed} {what}; give an executed notebook, such as out.ipynb"
+            unused("--image-base", url, f"--format={form}", f"--format md {example}")
         )
-    print(write_page(options.executed))
+    if not url.startswith(("http://", "https://")):
+        raise ParameterError(must_be("--image-base", "an http address", url, example))
+
+
+def _status(options: argparse.Namespace) -> int:
+    from workbench.experiment.run.under_way import runs_under_way
+    from workbench.terminal import status_line, status_table
+
+    runs = runs_under_way()
+    print(status_line(runs) if options.json else status_table(runs))
     return 0
 
 
@@ -242,18 +351,55 @@ def _index(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from workbench.report.comparison import compare_results
+    from workbench.report.comparing.comparison import compare_results
+    from workbench.report.comparing.comparison_page import comparison_page
 
-    found = compare_results(options.results, arm=options.arm, cache_state=options.cache_state)
+    found = compare_results(
+        options.results, arm=options.arm, cache_state=options.cache_state, unlike=options.unlike
+    )
     settings, *others = found.sentences
-    print(settings, found.table.to_string(index=False), *others, sep="\n")
+    print(settings)
+    for pair, table in zip(found.runs, found.ratio_tables, strict=True):
+        print(f"\n{pair.label} vs {pair.baseline}", table.to_string(index=False), "", sep="\n")
+        for each in pair.differences:
+            print(f"  {each.name}: {each.one} and {each.other}" + " (follows)" * (not each.counted))
+    print(found.table.to_string(index=False), *others, sep="\n")
     if options.figure:
-        try:
-            options.figure.write_text(found.figure.svg, encoding="utf-8")
-        except OSError as error:
-            raise ParameterError(f"{options.figure} cannot be written: {error}") from error
-        print(options.figure)
+        figures = found.ratio_figures or [found.figure]
+        _write(options.figure, figures[0].svg)
+    if options.page:
+        words = shlex.join(["workbench", *options.words])
+        _write(options.page, comparison_page(found, words))
     return 0
+
+
+def _write(file: Path, text: str, *, append: bool = False) -> None:
+    """Write a file that was asked for, and print its name. Raises ParameterError."""
+    try:
+        with file.open("a" if append else "w", encoding="utf-8") as opened:
+            opened.write(text)
+    except OSError as error:
+        raise ParameterError(f"{file} cannot be written: {error}") from error
+    print(file)
+
+
+def _gate(options: argparse.Namespace) -> int:
+    from workbench.experiment.between.regression import allowed_loss, judge
+    from workbench.experiment.result.result import load_result
+    from workbench.report.comparing import gate_report
+
+    allow = allowed_loss(options.allow)
+    run, *bases = map(load_result, (options.run, *options.against))
+    found = judge(
+        run, bases, allow=allow, arm=options.arm, cache_state=options.cache_state,
+        unlike=options.unlike,
+    )  # fmt: skip
+    print(*gate_report.text_report(found), sep="\n")
+    if options.junit:
+        _write(options.junit, gate_report.junit_report(found, run.folder.name))
+    if options.summary:
+        _write(options.summary, gate_report.markdown_report(found), append=True)
+    return gate_report.EXIT_STATUS[found.outcome]
 
 
 def _compose(options: argparse.Namespace) -> int:
@@ -321,6 +467,13 @@ def _add_parameters(parser: argparse.ArgumentParser) -> None:
         help="set one parameter, as in papermill; repeat for more",
     )  # fmt: skip
     parser.add_argument("-f", "--file", type=Path, help="YAML file of parameters; -p overrides it")
+
+
+def _add_unlike(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--unlike", choices=("machine", "workload", "model"), action="append", default=[],
+        help="compare although these differ; repeat for more",
+    )  # fmt: skip
 
 
 def _add_verbosity(parser: argparse.ArgumentParser) -> None:

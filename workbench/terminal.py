@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import textwrap
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ import click
 
 from workbench.experiment.result.facts import RunFacts
 from workbench.experiment.result.result_file import jsonable
+from workbench.experiment.run.now import Now
+from workbench.experiment.run.progress import spell_s
+from workbench.experiment.run.under_way import RunUnderWay
 from workbench.metrics.gates.gate_table import lead_of
 from workbench.notebook_run import NotebookRun
 from workbench.params.notebooks import NOTEBOOKS
@@ -144,6 +148,57 @@ def table_of(runs: Sequence[NotebookRun], *, index: Path | None = None, width: i
         for run in lost:
             lines += [f"{run.notebook}: {run.headline}", f"  next: {run.advice}"]
     return "\n".join(lines)
+
+
+def status_table(runs: Sequence[RunUnderWay]) -> str:
+    """One row per run under way: launches, time left, what it does now; then its page so far."""
+    if not runs:
+        return "No run is under way."
+    rows = [("run", "launches", "left", "now", "")]
+    for run in runs:
+        now = run.now
+        done = f"{now.launches_done} of {now.launches}" if now else ""
+        left = spell_s(run.left_s) or "unknown"
+        rows.append((run.name, done, left, _doing(now), _page_of(run)))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = []
+    for *cells, doing, page in rows:
+        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        lines += ["  ".join([*padded, doing]), *([f"  {page}"] if page else [])]
+    return "\n".join(lines)
+
+
+def _doing(now: Now | None) -> str:
+    if now is None:
+        return "starts"
+    where = [now.arm, f"round {now.round} of {now.rounds}" if now.round else "", now.pass_name]
+    said = " ".join([now.doing, ", ".join(filter(None, where))]).strip()
+    return said + (f": {now.responses} of {now.requests} requests" if now.requests else "")
+
+
+def _page_of(run: RunUnderWay) -> str:
+    page = run.page
+    if page is None:
+        return f"no page yet: workbench report {_short(run.home)} --partial"
+    minutes = (time.time() - page.stat().st_mtime) / 60
+    return f"page so far, {minutes:.0f} minutes old: {_short(page)}"
+
+
+def status_line(runs: Sequence[RunUnderWay]) -> str:
+    """The runs under way as one line of JSON."""
+    content = [
+        {
+            "notebook": run.home.parent.name,
+            "run_id": run.home.name,
+            "folder": run.attempt,
+            "process": run.pid,
+            "left_s": run.left_s,
+            "now": run.now,
+            "page": str(run.page or ""),
+        }
+        for run in runs
+    ]
+    return json.dumps({"runs": jsonable(content)}, ensure_ascii=False, allow_nan=False)
 
 
 def _short(path: Path | None) -> str:

@@ -372,7 +372,7 @@ def _as_result(
     )
     folder.write_facts(facts)
     folder.promote()
-    return Result(run=facts, folder=folder.home)
+    return Result(run=facts, folder=folder.home, frames=smoke.frames if smoke else {})
 
 
 def platforms(here: Machine) -> list[dict[str, str]]:

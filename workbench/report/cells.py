@@ -179,7 +179,7 @@ class _Page:
 
     def _plotly(self, figure: Any) -> str:
         try:
-            from plotly.io import to_html  # type: ignore[import-untyped]
+            from plotly.io import to_html
         except ImportError:
             return "<p>Open the notebook to see this figure: plotly is not installed here.</p>"
         html = to_html(

@@ -12,6 +12,8 @@ import nbformat
 from workbench.errors import ResultError
 from workbench.experiment.result.facts import RunFacts, RunOutcome
 from workbench.experiment.result.result_file import read_facts
+from workbench.experiment.result.run_folder import SO_FAR
+from workbench.experiment.result.so_far import attempts_of
 from workbench.params.notebooks import NOTEBOOKS
 from workbench.report.numbers import duration, moment
 from workbench.report.outcome import failure_of, gates_line, outcome_of, worst_outcome
@@ -77,6 +79,10 @@ def _read(folder: Path) -> Run:
     if (folder / "run.failed.ipynb").is_file() and not (folder / "report.html").is_file():
         return _run(folder, None, _why_failed(folder), page="report.failed.html")
     if not (folder / "result.json").is_file():
+        for attempt, facts in attempts_of(folder):
+            if facts.status == "started":
+                found = f"So far: {facts.finding}" if facts.pass_times else "Nothing measured yet."
+                return _run(folder, facts, found, page=f"{attempt.name}/{SO_FAR}/report.html")
         return _run(folder, None, "result.json is missing: the run ended before writing it.")
     try:
         facts = read_facts(folder / "result.json")

@@ -37,6 +37,7 @@ FREE = frozenset(
         *("target_reuse", "trace_file", "trace_block_tokens", "trace_speed", "arrivals"),
         *("concurrency", "rate_per_s", "burstiness", "end_rate_per_s", "seed", "ttft_limit_ms"),
         *("tpot_limit_ms", "limits_share", "rounds", "opponents", "output_dir", "client_workers"),
+        *("gpu_hour_price", "time_budget_s"),
     )
 )
 """Parameters that a prediction may set; all others are those of the profile."""

@@ -90,6 +90,24 @@ async def test_the_same_command_goes_on_with_the_launches_that_are_missing(
     assert load_result(result.folder).run.sessions == result.run.sessions
 
 
+async def test_what_the_launcher_noted_is_kept_by_a_run_that_fails(planned, breaks_in, monkeypatch):
+    real = running.launcher_for
+
+    def noting(*args, **given):
+        made = real(*args, **given)
+        made.notes.append("Something was slow.")
+        return made
+
+    monkeypatch.setattr(running, "launcher_for", noting)
+    breaks_in(1)
+    plan = planned(rounds=1, opponents=False)
+    with pytest.raises(KeyboardInterrupt):
+        await run(plan, echo=lambda _: None)
+    home = output_root(plan.params.output_dir) / plan.notebook / plan.run_id
+    (attempt,) = home.glob("attempt-*")
+    assert "Something was slow." in load_result(attempt).run.doubts
+
+
 async def test_a_run_that_was_not_interrupted_has_no_sessions(planned):
     result = await run(planned(rounds=1, opponents=False), echo=lambda _: None)
     assert result.run.sessions == ()

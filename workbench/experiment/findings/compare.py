@@ -62,13 +62,15 @@ def compare(plan: ExperimentPlan, requests: pd.DataFrame) -> tuple[Comparison, .
     `cache-state`: a warm pass against the cold pass of the same arm. `opponent`: a subject against
     an aggregated arm with the same number of GPUs, in the same state. `cache-off`: an arm with the
     prefix cache against one without. `no-offload`: an arm with host memory against
-    the same without, in the same pass. A buffered stream has no ratio of TTFT or TPOT.
+    the same without, in the same pass. A buffered stream has no ratio of TTFT or TPOT. Arms of
+    different models are not compared.
     """
     held_back = set(requests.loc[buffered(requests), "arm"])
     usable = comparable(requests)
     return tuple(
         _withheld(row) if held_back & {row.arm, row.baseline_arm} else row
-        for kind, value, baseline in _pairs(plan, requests)
+        for part in plan.parts
+        for kind, value, baseline in _pairs(part, requests)
         for row in _ratios(kind, usable, value, baseline)
     )
 

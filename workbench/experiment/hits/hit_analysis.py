@@ -28,7 +28,7 @@ from workbench.experiment.result.facts import RunFacts
 from workbench.experiment.result.result import Result
 from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run.run import run
-from workbench.experiment.run.run_log import Echo, echo_line
+from workbench.experiment.run.run_log import Echo, OnRecord, echo_line
 from workbench.hardware import machine
 from workbench.metrics.gates.gate_effects import spoil
 from workbench.metrics.lmcache_log.log_summary import LogSummary, read_log
@@ -144,7 +144,7 @@ class HitAnalysis:
             sizes.append(f"{path} ({size})")
         return f"Reads {', '.join(sizes)}. No servers are started."
 
-    async def run(self, *, echo: Echo = echo_line) -> HitResult:
+    async def run(self, *, echo: Echo = echo_line, on_record: OnRecord | None = None) -> HitResult:
         """Measure, or read the log, and write the run folder.
 
         Raises ParameterError for a log that cannot be read, ResultError for a log without LMCache
@@ -152,7 +152,7 @@ class HitAnalysis:
         """
         if self.plan is None:
             return _read(self.params, echo)
-        result = await run(self.plan, echo=echo)
+        result = await run(self.plan, echo=echo, on_record=on_record)
         return _concluded(result, self.plan)
 
 

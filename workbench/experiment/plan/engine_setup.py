@@ -31,11 +31,13 @@ from workbench.serve.checks.capacity import Capacity, check_capacity
 from workbench.serve.checks.connector_check import check_vllm
 from workbench.serve.deployment import DeploymentPlan
 from workbench.serve.simulated.faults import small_kv_mib
-from workbench.serve.tiny_model import LAYERS, ModelFacts, model_facts, tiny_model
+from workbench.serve.tiny_model import ModelFacts, all_layers, model_facts, tiny_model
 from workbench.serve.vllm import EngineSettings, Platform, number_format
 from workbench.topology import ROLES, Role, TensorParallel, Topology
 
 _NAMED_ADDRESSES = 5
+_WIDE_TAKES = 2.5
+"""How much longer a step of a simulated `tiny-wide` takes."""
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
@@ -74,7 +76,8 @@ def settings_for(
     """
     platform: Platform = facts.platform if params.platform == "auto" else params.platform  # type: ignore[assignment]
     dtype = number_format(params.dtype, platform, fast_bf16=facts.fast_bf16)
-    model = Path(params.model) if params.model else own_model(platform, dtype, maker)
+    own = params.built_in_model
+    model = own_model(platform, dtype, maker, own) if own else Path(params.model)
     if (params.place != "local" or used is not None) and not _on_hub(model):
         model = model.absolute()  # servers start in another folder
     settings = EngineSettings(
@@ -186,15 +189,16 @@ def engine_interpreter(python: str, used: Image | None = None) -> Interpreter:
     return found
 
 
-def own_model(platform: Platform, dtype: str, engine: Interpreter) -> Path:
-    """The tiny model, with fewer layers on a slow CPU."""
-    layers = layers_for(machine_speed(dtype, engine)) if platform == "cpu" else LAYERS
-    return tiny_model(layers=layers, engine=engine)
+def own_model(platform: Platform, dtype: str, engine: Interpreter, name: str = "tiny") -> Path:
+    """A built-in model, with fewer layers on a slow CPU."""
+    layers = layers_for(machine_speed(dtype, engine, name)) if platform == "cpu" else 0
+    return tiny_model(name=name, layers=layers, engine=engine)
 
 
 def _simulated(params: EngineParams) -> tuple[EngineSettings, ModelFacts, Capacity]:
     """A simulated engine needs nothing of this machine."""
-    model = Path(simulated.__file__).parent
+    folder, wide = Path(simulated.__file__).parent, params.built_in_model == "tiny-wide"
+    model = folder / "wide" if wide else folder
     kv_cache_mib = params.kv_cache_mib
     if params.fault == "eviction" and isinstance(params, PdSweep | PrefixCache):
         kv_cache_mib = small_kv_mib(params.lengths[0] + params.output_tokens)
@@ -205,14 +209,17 @@ def _simulated(params: EngineParams) -> tuple[EngineSettings, ModelFacts, Capaci
         kv_cache_mib=kv_cache_mib,
         fault=params.fault,
         seed=params.seed,
+        extra_args=("--times-as-long", f"{_WIDE_TAKES:g}") if wide else (),
     )
     return settings, model_facts(model), Capacity()
 
 
 def own_speed(params: EngineParams, settings: EngineSettings) -> Speed | None:
-    """How fast this machine runs the tiny model; None for another model or engine."""
-    own = params.engine == "vllm" and settings.platform == "cpu" and not params.model
-    return machine_speed(settings.dtype, settings.interpreter) if own else None
+    """How fast this machine runs its built-in model; None for another model or engine."""
+    own = params.built_in_model
+    if not own or params.engine != "vllm" or settings.platform != "cpu":
+        return None
+    return machine_speed(settings.dtype, settings.interpreter, own)
 
 
 def engine_notes(params: EngineParams, settings: EngineSettings) -> list[str]:
@@ -224,10 +231,11 @@ def engine_notes(params: EngineParams, settings: EngineSettings) -> list[str]:
             " twice the bytes. Override with dtype."
         )
     speed = own_speed(params, settings)
-    if speed is not None and (layers := model_facts(settings.model).layers) < LAYERS:
+    whole = all_layers(params.built_in_model) if speed is not None else 0
+    if speed is not None and (layers := model_facts(settings.model).layers) < whole:
         cold_s = speed.prefill_s(REFERENCE_TOKENS)
         notes.append(
-            f"This CPU is slow, so the tiny model uses {layers} of {LAYERS} layers. With all, a"
+            f"This CPU is slow, so the tiny model uses {layers} of {whole} layers. With all, a"
             f" cold {REFERENCE_TOKENS:,}-token prompt would take {cold_s:.1f} s."
         )
     return notes

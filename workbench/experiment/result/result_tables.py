@@ -143,15 +143,19 @@ def connector_frame(run: RunFacts, requests: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     arms = {arm.label: arm for arm in run.arms}
-    subjects = [(arm.topology, arm.connector) for arm in run.arms if arm.role == "subject"]
-    if run.rates or len(subjects) == len({topology for topology, _ in subjects}):
+    subjects = [(a.short_model, a.topology) for a in run.arms if a.role == "subject"]
+    if run.rates or len(subjects) == len({*subjects}):
         return pd.DataFrame()
-    bytes_each = run.engine.kv_bytes_per_token or nan
+    of_model = {row.model: row.kv_bytes_per_token for row in run.models}
+    bytes_each = {
+        arm.label: of_model.get(arm.short_model, run.engine.kv_bytes_per_token) or nan
+        for arm in run.arms
+    }
     loaded: dict[tuple[str, str, int], float] = {}
     for tokens in run.token_sources:
         key = tokens.arm, tokens.pass_name, tokens.round
         share = tokens.external_hit / tokens.sent if tokens.sent else nan
-        loaded[key] = loaded.get(key, 0.0) + share * bytes_each
+        loaded[key] = loaded.get(key, 0.0) + share * bytes_each[tokens.arm]
     found = []
     for row in run.summary:
         if row.metric not in ("ttft_s", "system_tps"):
@@ -474,7 +478,7 @@ def styled(table: pd.DataFrame) -> Styler:
         shown.style.hide(axis="index")
         .apply(lambda _: colours, axis=None)
         .set_properties(subset=["comparison", "causes"], **{"text-align": "left"})
-        .format(precision=0, thousands=",", na_rep="not known")
+        .format(precision=0, thousands=",", na_rep="not known", escape="html")
         .set_caption(
             f"Prompt tokens over all rounds. {int(even.sum())} more comparisons match to the token"
             " and are not listed."

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 KEPT = "launches.json"
 """Next to the frames of an attempt: the finished launches, and all else that resuming needs."""
+NOW, SO_FAR = "now.json", "so-far"
+"""What a run does now, and the partial result and page that were made of it."""
 GROUP_ROWS = 100_000
 BULKY = ("chunk_s", "chunk_tokens", "text")
 """Columns that are not read from a file of more than GROUP_ROWS rows."""
@@ -149,6 +151,8 @@ class RunFolder:
 
     def promote(self) -> None:
         """Make this attempt the run's result; result.json goes last, since it marks success."""
+        (self.attempt / NOW).unlink(missing_ok=True)
+        shutil.rmtree(self.attempt / SO_FAR, ignore_errors=True)
         names = sorted(self.attempt.iterdir(), key=lambda path: path.name == "result.json")
         new = {path.name for path in names}
         with open(self.home / ".lock", "w") as lock:
@@ -180,9 +184,14 @@ class RunFolder:
 
     def write_facts(self, facts: RunFacts) -> None:
         """Save result.json, atomically."""
-        partial = self.attempt / ".result.partial"
-        partial.write_text(json.dumps(to_plain(facts), indent=1, allow_nan=False) + "\n")
-        os.replace(partial, self.attempt / "result.json")
+        text = json.dumps(to_plain(facts), indent=1, allow_nan=False) + "\n"
+        self.write_text("result.json", text)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Save a text file, atomically."""
+        partial = self.attempt / f".{name}.partial"
+        partial.write_text(text)
+        os.replace(partial, self.attempt / name)
 
 
 def write_frame(path: Path, frame: pd.DataFrame) -> None:

@@ -72,6 +72,11 @@ _COMMAND_LINE = re.compile(r"  (?:store|proxy|(?:prefill|decode|aggregated)-\d+)
 """What a plan prints of each process: hundreds of lines, which are also on the page."""
 
 
+def without_commands(text: str) -> str:
+    """The lines of a plan without the command lines of its processes."""
+    return "\n".join(line for line in text.split("\n") if not _COMMAND_LINE.match(line))
+
+
 class LineWriter:
     """A text stream for what a notebook prints: shows each whole line at once, and the bar below.
 

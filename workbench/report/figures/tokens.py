@@ -28,7 +28,7 @@ _BELOW = {
     "mooncake": ("loaded from Mooncake", marks.Area(colour=marks.PURPLE, hatch="xxxx")),
 }
 """Tiers of the store, where a run knows which of them served what was loaded."""
-_TIERS = {
+TIERS = {
     "engine": marks.Area(colour=marks.GREEN),
     "l1": marks.Area(colour=marks.BLUE),
     "l2": marks.Area(colour=marks.PURPLE, hatch="////"),
@@ -117,14 +117,14 @@ def served_over_requests(served: pd.DataFrame, *, arms: Sequence[str] = ()) -> C
     """
     heading = "Who served each prompt token"
     rows = served[served["round"] == served["round"].min()]
-    rows = rows[rows[list(_TIERS)].notna().any(axis=1)]
+    rows = rows[rows[list(TIERS)].notna().any(axis=1)]
     if rows.empty:
         return no_data(heading, "no request reports who served its tokens.")
     present = list(rows["arm"].unique())
     chosen = [arm for arm in arms if arm in present] or present
     names = _names(rows)
     shown = rows[rows["arm"].isin(chosen)]
-    known = [tier for tier in _TIERS if shown[tier].sum() > 0]
+    known = [tier for tier in TIERS if shown[tier].sum() > 0]
 
     def paint(figure: Figure) -> None:
         grid = figure.subplots(len(chosen), 1, squeeze=False, sharey=True)
@@ -152,7 +152,7 @@ def served_over_requests(served: pd.DataFrame, *, arms: Sequence[str] = ()) -> C
             else f"One bar per request{', first round' * (chosen != ['log'])}."
         )
         + (f" Unknown for some requests: {', '.join(silent)}." if silent else ""),
-        keys={names[tier]: _TIERS[tier] for tier in known},
+        keys={names[tier]: TIERS[tier] for tier in known},
         shows=("counts",),
         attrs=served.attrs,
     )
@@ -166,7 +166,7 @@ def _bars(axes: Axes, rows: pd.DataFrame, known: Sequence[str]) -> None:
     width = np.diff([*left, len(rows)]) * (0.9 if few else 1.0)
     base = np.zeros(len(means))
     for tier in known:
-        style = _TIERS[tier].style() | ({} if few else {"linewidth": 0})
+        style = TIERS[tier].style() | ({} if few else {"linewidth": 0})
         axes.bar(left + 0.5, means[tier], width=width, bottom=base, align="edge", **style)
         base += means[tier].to_numpy()
     top = 1.28 * (base.max() or 1.0)
@@ -199,7 +199,7 @@ def _names(rows: pd.DataFrame) -> dict[str, str]:
 
 def _served_title(rows: pd.DataFrame, names: Mapping[str, str]) -> str:
     total = rows["prompt_tokens"].sum()
-    parts = {names[tier]: rows[tier].sum() for tier in _TIERS}
+    parts = {names[tier]: rows[tier].sum() for tier in TIERS}
     if not total or rows["engine"].isna().any():
         found = {name: tokens for name, tokens in parts.items() if tokens > 0}
         return "Hit tokens: " + ", ".join(f"{n} {t:,.0f}" for n, t in found.items())
@@ -231,7 +231,7 @@ def hits_by_tier(tiers: pd.DataFrame) -> Chart:
     if rows.empty:
         why = "the log has no prompt lengths, or no hits of the engine's prefix cache."
         return no_data(heading, why)
-    areas = {tier: area for tier, area in _TIERS.items() if rows[tier].sum() > 0}
+    areas = {tier: area for tier, area in TIERS.items() if rows[tier].sum() > 0}
     shares = rows[list(areas)].mul(100.0 / rows["prompt_tokens"], axis=0)
     claims = rows["claimed_share"].notna()  # a log has no counters
     beside = [

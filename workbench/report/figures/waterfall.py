@@ -13,7 +13,7 @@ from workbench.report.figures import marks
 from workbench.report.figures.chart import Chart, draw, no_data
 from workbench.report.numbers import quantity, time_scale
 
-_AREAS = {
+AREAS = {
     "proxy_s": marks.Area(colour=marks.BLACK),
     "prefill_server_s": marks.Area(colour="#F3C59B"),
     "prefill_queue_s": marks.Area(colour="#E69F00"),
@@ -26,7 +26,7 @@ _AREAS = {
     "residual_s": marks.Area(colour="white", edge=marks.GREY, hatch="////"),
 }
 """Warm colours on the prefill side and cold ones on the decode side; pale is the API server."""
-_NAMES = PARTS | {"residual_s": "untimed residual"}
+NAMES = PARTS | {"residual_s": "untimed residual"}
 
 
 def ttft_waterfall(waterfall: pd.DataFrame) -> Chart:
@@ -69,7 +69,7 @@ def ttft_waterfall(waterfall: pd.DataFrame) -> Chart:
         caption=f"Shown: {sample}. On the right: TTFT, and in brackets its untimed residual"
         " (hatched), mostly the hop from client to proxy."
         f" {why}".rstrip(),
-        keys={_NAMES[part]: _AREAS[part] for part in (*shown, "residual_s")},
+        keys={NAMES[part]: AREAS[part] for part in (*shown, "residual_s")},
         shows=("times",),
         attrs=waterfall.attrs,
     )
@@ -82,9 +82,9 @@ def _panel(axes: Axes, name: str, rows: pd.DataFrame) -> None:
         f"{quantity(ttft_s, 's')} ({quantity(residual_s, 's')})"
         for ttft_s, residual_s in zip(rows["ttft_s"], rows["residual_s"], strict=True)
     ]
-    parts = rows[list(_AREAS)] * factor
+    parts = rows[list(AREAS)] * factor
     marks.stacked_rows(
-        axes, parts, _AREAS, labels=labels, texts=texts, heading="TTFT (untimed part)"
+        axes, parts, AREAS, labels=labels, texts=texts, heading="TTFT (untimed part)"
     )
     axes.set(xlim=(0, 1.02 * factor * rows["ttft_s"].max()), title=name)
     axes.set_xlabel(f"time since the client sent the request, {unit}")
@@ -104,7 +104,7 @@ def _spoken(rows: pd.DataFrame) -> str:
     """The median requests, part by part."""
     said = []
     for _, row in rows[rows["which"] == "median"].iterrows():
-        shown = [part for part in _NAMES if row[part] > 0 or part == "residual_s"]
-        bits = [f"{_NAMES[part]} {quantity(row[part], 's')}" for part in shown]
+        shown = [part for part in NAMES if row[part] > 0 or part == "residual_s"]
+        bits = [f"{NAMES[part]} {quantity(row[part], 's')}" for part in shown]
         said.append(f"{row['arm']} {row['pass']}: {', '.join(bits)}.")
     return " ".join(said)

@@ -60,6 +60,7 @@ def apps(argv: Sequence[str] | None) -> Apps:
     engine.add_argument("--mooncake-config", dest="mooncake", type=json.loads)
     engine.add_argument("--bootstrap-port", type=int)
     engine.add_argument("--transfer-timeout", dest="transfer_timeout_s", type=float)
+    engine.add_argument("--times-as-long", type=float)
     engine.add_argument("--log-period", dest="log_period_s", type=float)
     engine.add_argument("--seed", type=int)
     engine.add_argument("--speed", type=float)

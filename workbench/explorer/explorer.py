@@ -1,0 +1,377 @@
+"""The explorer: distributions, rows over time and against the cached share, and each row's page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+import ipywidgets as widgets
+import numpy as np
+from numpy.typing import NDArray
+from plotly import graph_objects as go
+
+from workbench.errors import WorkbenchError
+from workbench.explorer import pictures
+from workbench.explorer.sampling import (
+    MOST_POINTS,
+    Rows,
+    Values,
+    distribution,
+    drawn_note,
+    sample,
+    shuffled,
+)
+from workbench.explorer.sources import Source
+from workbench.explorer.style import style
+
+_LISTED = 50
+_SIDES = ("A", "B")
+
+
+@dataclass(slots=True)
+class _Side:
+    """One source, and what of it is chosen and drawn."""
+
+    source: Source
+    series: NDArray[np.object_]
+    ranks: Rows
+    brushed: NDArray[np.bool_] | None = None
+    """The rows in a selection; None without one."""
+    zoomed: tuple[float, float] | None = None
+    """The part of the time axis that is shown; None for all of it."""
+    chosen: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+    drawn: dict[str, Rows] = field(default_factory=dict)
+    """Rows that are drawn, by series."""
+
+    @property
+    def picked(self) -> NDArray[np.bool_]:
+        """The chosen rows, only the selected ones if there are any."""
+        return self.chosen if self.brushed is None else self.chosen & self.brushed
+
+
+class Explorer(widgets.VBox):  # type: ignore[misc]
+    """Explores one source, or two side by side."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sides = [
+            _Side(source=one, series=_series(one), ranks=shuffled(len(one.rows))) for one in sources
+        ]
+        self._busy = False
+        what = sources[0].what
+        metrics = [name for name in sources[0].metrics if all(name in s.metrics for s in sources)]
+        self.metric = widgets.Dropdown(options=metrics, description="Metric")
+        self.arms, self.passes = (
+            _chooser(title, dict.fromkeys(v for s in sources for v in s.rows[column].unique()))
+            for title, column in (("Arms", "arm"), ("Passes", "pass"))
+        )
+        self.note, self.selection = widgets.HTML(), widgets.HTML()
+        self.clear = widgets.Button(description="Clear selection", disabled=True)
+        self.find = widgets.Text(
+            description="Find", placeholder="number or request id, then Enter",
+            continuous_update=False,
+        )  # fmt: skip
+        self.found = widgets.Select(
+            options=[], description=what.capitalize(), rows=8,
+            layout=widgets.Layout(width="100%"),
+        )  # fmt: skip
+        self.page = widgets.HTML(
+            f"<p>Click a point, or choose one of the {escape(what)} above, to see all about it.</p>"
+        )
+        self.figure = self._board()
+        save = pictures.save_buttons(self.figure, f"explore-{sources[0].title.split()[0]}")
+        self._draw()
+        self._connect()
+        titles = " and ".join(
+            f"{f'{name}: ' if len(sources) > 1 else ''}{s.title}"
+            for name, s in zip(_SIDES, sources, strict=False)
+        )
+        super().__init__(
+            [
+                widgets.HTML(f"{style()}<h3>{escape(titles)}</h3>"),
+                widgets.HBox([self.metric, self.arms, self.passes], layout=_wrapping()),
+                self.note,
+                self.figure,
+                widgets.HBox([save, self.clear], layout=_wrapping()),
+                self.selection,
+                self.find,
+                self.found,
+                self.page,
+            ]
+        )
+        self.add_class("workbench")
+
+    def _board(self) -> Any:
+        """The figure with all traces, empty: per side and series two of points, one line."""
+        double = len(self.sides) > 1
+        top: list[list[Any]] = [[{}, {}], [{"colspan": 2}, None], [{}, {}]] if double else [
+            [{"colspan": 2}, None], [{}, {}]
+        ]  # fmt: skip
+        self._places = {
+            (side, panel): place
+            for side in range(len(self.sides))
+            for panel, place in (
+                ("time", (1, side + 1)),
+                ("spread", (2, 1)),
+                ("share", (3, side + 1) if double else (2, 2)),
+            )
+        }
+        figure = pictures.board(
+            len(top), 2, top, vertical_spacing=0.14 if double else 0.2, horizontal_spacing=0.09
+        )
+        figure.layout.height = 980 if double else 720
+        self._traces: dict[tuple[int, str, str], Any] = {}
+        names = list(dict.fromkeys(name for side in self.sides for name in side.series))
+        looks = pictures.markers([str(name) for name in names])
+        points = min(MOST_POINTS, sum(len(side.series) for side in self.sides))
+        kind, traces, keys, places = pictures.scatter(points), [], [], []
+        for number, side in enumerate(self.sides):
+            for name in dict.fromkeys(side.series):
+                look = looks[str(name)]
+                label = f"{_SIDES[number]}: {name}" if double else str(name)
+                group = {"name": label, "legendgroup": label}
+                hover = "%{y:,.4g}, %{x:,.4g}<extra>" + label + "</extra>"
+                for panel in ("time", "share"):
+                    traces.append(
+                        kind(mode="markers", marker=look, showlegend=panel == "time",
+                             hovertemplate=hover, unselected={"marker": {"opacity": 0.12}}, **group)
+                    )  # fmt: skip
+                    keys.append((number, panel, str(name)))
+                dash = "dash" if number else "solid"
+                traces.append(
+                    go.Scatter(mode="lines", line={"color": look["color"], "dash": dash},
+                               showlegend=False, hovertemplate=hover, **group)
+                )  # fmt: skip
+                keys.append((number, "spread", str(name)))
+                places += [self._places[key[:2]] for key in keys[-3:]]
+        rows, cols = zip(*places, strict=True) if places else ((), ())
+        figure.add_traces(traces, rows=list(rows), cols=list(cols))
+        self._traces = dict(zip(keys, figure.data, strict=True))
+        for number, side in enumerate(self.sides):
+            time, share = self._axes(figure, number, "time"), self._axes(figure, number, "share")
+            time[0].title.text = side.source.x_label
+            share[0].title.text = side.source.share_label
+            self._axes(figure, number, "spread")[
+                1
+            ].title.text = f"{side.source.what} at or below, %"
+            if number:  # the same scale on both sides
+                for panel, axes in (("time", time), ("share", share)):
+                    axes[1].matches = self._axes(figure, 0, panel)[1].anchor.replace("x", "y")
+        return figure
+
+    def _axes(self, figure: Any, side: int, panel: str) -> tuple[Any, Any]:
+        plot = figure.get_subplot(*self._places[side, panel])
+        return plot.xaxis, plot.yaxis
+
+    def _connect(self) -> None:
+        for choice in (self.metric, self.arms, self.passes):
+            choice.observe(lambda _: self._chosen(), "value")
+        for (side, panel, name), trace in self._traces.items():
+            if panel != "spread":
+                trace.on_click(
+                    lambda _, points, __, side=side, name=name: self._clicked(side, name, points)
+                )
+        self.figure.layout.on_change(lambda *_: self._selected(), "selections")
+        for number in range(len(self.sides)):
+            axis = self._axis_name(number, "time")
+            self.figure.layout.on_change(
+                lambda *_, number=number: self._zoomed(number), f"{axis}.range", f"{axis}.autorange"
+            )
+        self.clear.on_click(lambda _: self._cleared())
+        self.find.observe(lambda change: self._list(change["new"]), "value")
+        self.found.observe(lambda change: self._open(change["new"]), "value")
+
+    def _axis_name(self, side: int, panel: str) -> str:
+        """`xaxis2`, the name in the layout."""
+        anchor = str(self._axes(self.figure, side, panel)[1].anchor)
+        return f"xaxis{anchor.removeprefix('x')}"
+
+    # ---- what the user does
+
+    def _chosen(self) -> None:
+        """Other arms, passes or metric: selections were made on what is no longer drawn."""
+        self._cleared(draw=False)
+        self._draw()
+
+    def _clicked(self, side: int, name: str, points: Any) -> None:
+        if points.point_inds:
+            self._show(side, int(self.sides[side].drawn[name][points.point_inds[0]]))
+
+    def _selected(self) -> None:
+        if self._busy:
+            return
+        boxes = [box for box in self.figure.layout.selections if box.type == "rect"]
+        for side in self.sides:
+            side.brushed = None
+        for box in boxes[-1:]:
+            for number, panel in self._panels(str(box.xref)):
+                self.sides[number].brushed = self._inside(number, panel, box)
+        self._draw(rescale=False)
+
+    def _panels(self, xref: str) -> Iterator[tuple[int, str]]:
+        for key in self._places:
+            if self._axes(self.figure, *key)[1].anchor == xref:
+                yield key
+
+    def _inside(self, number: int, panel: str, box: Any) -> NDArray[np.bool_]:
+        """The rows in a box, also those that are not drawn."""
+        side = self.sides[number]
+        values, rows = self._values(number), side.source.rows
+        (x0, x1), (y0, y1) = sorted((box.x0, box.x1)), sorted((box.y0, box.y1))
+        if panel == "spread":
+            return _between(values, x0, x1)
+        x = rows["x" if panel == "time" else "share"].to_numpy(float)
+        return _between(x, x0, x1) & _between(values, y0, y1)
+
+    def _zoomed(self, number: int) -> None:
+        if self._busy:
+            return
+        side, (axis, _) = self.sides[number], self._axes(self.figure, number, "time")
+        now = None if axis.autorange is True or not axis.range else (axis.range[0], axis.range[1])
+        if now != side.zoomed:
+            side.zoomed = now
+            if side.chosen.sum() > MOST_POINTS // len(self.sides):
+                self._draw(rescale=False)
+
+    def _cleared(self, *, draw: bool = True) -> None:
+        for side in self.sides:
+            side.brushed = None
+        if self.figure.layout.selections:
+            self._busy = True
+            self.figure.layout.selections = ()
+            self._busy = False
+        if draw:
+            self._draw(rescale=False)
+
+    # ---- what is shown
+
+    def _values(self, number: int) -> Values:
+        return self.sides[number].source.metrics[self.metric.value]
+
+    def _draw(self, *, rescale: bool = True) -> None:
+        """All panels anew, from the rows that are chosen."""
+        if self.metric.value is None:
+            self.note.value = "<p>No row has a value.</p>"
+            return
+        self._busy = True
+        with self.figure.batch_update():
+            counts = [self._draw_side(number, rescale) for number in range(len(self.sides))]
+        self._busy = False
+        source = self.sides[0].source
+        drawn, total = (sum(count[i] for count in counts) for i in (0, 1))
+        notes = [drawn_note(drawn, total, source.what), *(s.source.note for s in self.sides)]
+        self.note.value = f"<p>{escape(' '.join(filter(None, notes)))}</p>"
+        self.clear.disabled = all(side.brushed is None for side in self.sides)
+        self.selection.value = self._summary()
+        self._list(self.find.value)
+
+    def _draw_side(self, number: int, rescale: bool) -> tuple[int, int]:
+        """One side; how many rows are drawn, and of how many."""
+        side, values = self.sides[number], self._values(number)
+        rows = side.source.rows
+        x, share = rows["x"].to_numpy(float), rows["share"].to_numpy(float)
+        chosen = np.isfinite(values)
+        chosen &= rows["arm"].isin(self.arms.value).to_numpy(bool)
+        chosen &= rows["pass"].isin(self.passes.value).to_numpy(bool)
+        side.chosen = chosen
+        near = chosen & _between(x, *side.zoomed) if side.zoomed else chosen
+        names = [str(name) for name in dict.fromkeys(side.series)]
+        groups = [np.flatnonzero(near & (side.series == name)) for name in names]
+        most = MOST_POINTS // len(self.sides)
+        side.drawn = dict(zip(names, sample(groups, values, side.ranks, most=most), strict=True))
+        for name in names:
+            at = side.drawn[name]
+            marked = None if side.brushed is None else np.flatnonzero(side.brushed[at])
+            for panel, across in (("time", x), ("share", share)):
+                self._traces[number, panel, name].update(
+                    x=across[at], y=values[at], visible=bool(len(at)), selectedpoints=marked
+                )
+            line = values[side.picked & (side.series == name)]
+            below, percent = distribution(line)
+            self._traces[number, "spread", name].update(x=below, y=percent, visible=bool(len(line)))
+        if rescale:
+            side.zoomed = None
+            label, shown = self.metric.value, values[chosen]
+            time, share_axes = (self._axes(self.figure, number, p) for p in ("time", "share"))
+            for axis in (time[1], share_axes[1], self._axes(self.figure, number, "spread")[0]):
+                pictures.set_axis(axis, label, shown)
+            time[0].autorange = True
+        return sum(map(len, side.drawn.values())), int(near.sum())
+
+    def _summary(self) -> str:
+        """Count, median and p90 of what is selected, by series."""
+        if all(side.brushed is None for side in self.sides):
+            return ""
+        lines = []
+        for number, side in enumerate(self.sides):
+            prefix = f"{_SIDES[number]}: " if len(self.sides) > 1 else ""
+            for name in dict.fromkeys(side.series) if side.brushed is not None else ():
+                values = self._values(number)[side.picked & (side.series == name)]
+                if len(values):
+                    low, high = np.percentile(values, [50, 90])
+                    lines.append(
+                        f"<tr><td>{escape(prefix + str(name))}</td><td>{len(values):,}</td>"
+                        f"<td>{low:,.4g}</td><td>{high:,.4g}</td></tr>"
+                    )
+        head = f"<tr><th>selected</th><th>{self.sides[0].source.what}</th><th>median</th>"
+        metric = escape(str(self.metric.value))
+        body = f"{head}<th>p90</th></tr>{''.join(lines)}" if lines else "<tr><td>none</td></tr>"
+        return f"<table><caption>Selection, {metric}</caption>{body}</table>"
+
+    def _list(self, wanted: str) -> None:
+        """The rows that match `wanted`, otherwise those with the largest values."""
+        wanted = wanted.strip()
+        options: list[tuple[str, tuple[int, int]]] = []
+        for number, side in enumerate(self.sides):
+            values = self._values(number)
+            rows = np.flatnonzero(side.picked)
+            if wanted:
+                ids = side.source.rows["request_id"].iloc[rows].astype(str)
+                number_of = ids.str.rsplit("-", n=1).str[-1]
+                rows = rows[((ids == wanted) | (number_of == wanted)).to_numpy(bool)]
+            rows = rows[np.argsort(-values[rows], kind="stable")[:_LISTED]]
+            prefix = f"{_SIDES[number]}: " if len(self.sides) > 1 else ""
+            options += [
+                (f"{values[row]:,.4g}  {prefix}{side.source.name(int(row))}", (number, int(row)))
+                for row in rows
+            ]
+        self._busy = True
+        self.found.options = options
+        self.found.value = None
+        self._busy = False
+
+    def _open(self, chosen: tuple[int, int] | None) -> None:
+        if chosen is not None and not self._busy:
+            self._show(*chosen)
+
+    def _show(self, side: int, row: int) -> None:
+        try:
+            self.page.value = self.sides[side].source.page(row)
+        except WorkbenchError as error:
+            self.page.value = f"<p>{escape(str(error))}</p>"
+
+
+def _between(values: Values, low: float, high: float) -> NDArray[np.bool_]:
+    return (values >= low) & (values <= high)
+
+
+def _series(source: Source) -> NDArray[np.object_]:
+    """The name of each row's series: pass, arm, or both where there are several of each."""
+    arms, passes = source.rows["arm"], source.rows["pass"]
+    if arms.nunique() <= 1:
+        return passes.astype(str).to_numpy(object)
+    if passes.nunique() <= 1:
+        return arms.astype(str).to_numpy(object)
+    return (arms.astype(str) + ", " + passes.astype(str)).to_numpy(object)
+
+
+def _chooser(title: str, values: dict[Any, None]) -> Any:
+    names = list(values)
+    return widgets.SelectMultiple(
+        options=names, value=names, description=title, rows=max(2, min(6, len(names)))
+    )
+
+
+def _wrapping() -> Any:
+    return widgets.Layout(flex_flow="row wrap", align_items="flex-start")

@@ -1,0 +1,78 @@
+"""`wb.form` and `wb.explore`: widgets where a front end shows them, otherwise a figure or text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import PlanError
+from workbench.experiment.result.result import Result
+from workbench.experiment.run.progress_bar import has_front_end
+from workbench.explorer.fields import fields_of
+
+_PACKAGES = ("ipywidgets", "plotly", "anywidget")
+
+
+def form(notebook: str, *, interactive: bool | None = None, **values: Any) -> Any:
+    """A form for the parameters of a notebook, with its plan, Run and Cancel.
+
+    `values` are filled in. After a run `form.result` is its result. Without a front end, as under
+    papermill, it is a line of text and starts nothing; `interactive` True or False decides it.
+    Raises ParameterError for an unknown notebook or parameter, PlanError without the packages.
+    """
+    known = {field.name for field in fields_of(notebook)}
+    if unknown := values.keys() - known:
+        from workbench.params.notebooks import check_params
+
+        check_params(notebook, dict.fromkeys(sorted(unknown), ""))
+    if not _shown(interactive):
+        markdown: Any = import_module("IPython.display").Markdown
+        return markdown(f"`wb.form` needs JupyterLab or VS Code. Here: `workbench run {notebook}`.")
+    _must_have("wb.form")
+    from workbench.explorer.form import Form
+
+    return Form(notebook, values)
+
+
+def explore(
+    what: Result | Path | str | Sequence[Result | Path | str],
+    other: Result | Path | str | None = None,
+    *,
+    interactive: bool | None = None,
+) -> Any:
+    """Explore the requests of a result, of two side by side, or the lookups of an LMCache log.
+
+    `what` is a result, the folder of a run, or a log (several: a list). Without a front end, as
+    under papermill, it shows a static figure; `interactive` True or False decides it. Raises
+    ResultError for a folder without a result, ParameterError for a log that cannot be read, and
+    PlanError without the packages.
+    """
+    from workbench.explorer.sources import static_figures, what_is
+
+    found = what_is(what, other)
+    if not _shown(interactive):
+        display: Any = import_module("IPython.display").display
+        for figure in static_figures(found):
+            display(figure)
+        return None
+    _must_have("wb.explore")
+    from workbench.explorer.explorer import Explorer
+    from workbench.explorer.sources import source_of
+
+    return Explorer([source_of(one) for one in found])
+
+
+def _shown(interactive: bool | None) -> bool:
+    return has_front_end() if interactive is None else interactive
+
+
+def _must_have(name: str) -> None:
+    missing = [package for package in _PACKAGES if find_spec(package) is None]
+    if missing:
+        raise PlanError(
+            f"{name} needs {', '.join(_PACKAGES)}, and {', '.join(missing)} cannot be imported"
+            " (example: pip install -e '.[notebooks]')"
+        )

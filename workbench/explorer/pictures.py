@@ -1,0 +1,94 @@
+"""Plotly figures of the widgets: looks, axes, and buttons that save them as SVG and PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import numpy as np
+import traitlets
+from plotly import graph_objects as go
+from plotly.subplots import make_subplots
+
+from workbench.explorer.sampling import Values
+from workbench.report.figures.marks import BLACK, RULE, looks
+
+GL_FROM = 2_000
+"""With more points, marks are drawn by WebGL; fewer stay vectors in a saved SVG."""
+_SYMBOLS = {
+    "o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down",
+    "<": "triangle-left", ">": "triangle-right", "p": "pentagon", "h": "hexagon", "P": "cross",
+    "X": "x", "*": "star",
+}  # fmt: skip
+_WIDE = 20
+"""Values that spread over a larger factor get a log axis."""
+_FONT = "system-ui, sans-serif"
+
+
+def markers(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Colour and symbol of each series, as on the report's figures."""
+    found = looks(names, "point")
+    return {
+        name: {"color": look.colour, "symbol": _SYMBOLS.get(look.marker, "circle"), "size": 6,
+               "opacity": 0.65, "line": {"width": 0}}
+        for name, look in found.items()
+    }  # fmt: skip
+
+
+def axis_type(values: Values) -> str:
+    """`log` if the values spread over a factor of 20, otherwise `linear`."""
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return "linear"
+    low, high = float(known.min()), float(known.max())
+    return "log" if high > _WIDE * low > 0 else "linear"
+
+
+def board(rows: int, cols: int, specs: Sequence[Sequence[Any]], **options: Any) -> Any:
+    """An empty FigureWidget of panels; its modebar selects by box, zooms and resets."""
+    figure = go.FigureWidget(
+        make_subplots(rows=rows, cols=cols, specs=[list(row) for row in specs], **options)
+    )
+    # A white card in dark mode too: Plotly's colours cannot follow those of the page.
+    figure.update_layout(
+        template="plotly_white", font={"family": _FONT, "color": BLACK, "size": 13},
+        margin={"l": 70, "r": 20, "t": 40, "b": 50}, dragmode="select", selectdirection="any",
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.06, "x": 0},
+        hoverlabel={"font": {"family": _FONT}},
+    )  # fmt: skip
+    figure.update_xaxes(gridcolor=RULE, zeroline=False)
+    figure.update_yaxes(gridcolor=RULE, zeroline=False)
+    figure._config = {
+        "displaylogo": False, "displayModeBar": True, "responsive": True,
+        "modeBarButtonsToRemove": ["lasso2d", "autoScale2d"],
+    }  # fmt: skip
+    return figure
+
+
+class SaveButtons(anywidget.AnyWidget):  # type: ignore[misc]
+    """Two buttons that save the figure with the CSS class `target` as SVG or PNG."""
+
+    _esm = Path(__file__).with_name("save_buttons.js")
+    target = traitlets.Unicode().tag(sync=True)
+    filename = traitlets.Unicode().tag(sync=True)
+
+
+def save_buttons(figure: Any, name: str) -> SaveButtons:
+    """The buttons of one figure."""
+    target = f"wb-figure-{id(figure):x}"
+    figure.add_class(target)
+    return SaveButtons(target=target, filename=name)
+
+
+def set_axis(axis: Any, label: str, values: Values) -> None:
+    """Label and scale of an axis for these values."""
+    kind = axis_type(values)
+    title = f"{label} (log scale)" if kind == "log" else label
+    axis.update(title={"text": title}, type=kind, autorange=True)
+
+
+def scatter(points: int) -> type[Any]:
+    """What draws that many points in all."""
+    return go.Scattergl if points > GL_FROM else go.Scatter  # type: ignore[no-any-return]

@@ -1,0 +1,198 @@
+"""What can be explored: the requests of a run, or the lookups in an LMCache log, as equal rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from workbench.errors import ResultError
+from workbench.experiment.hits.served_tokens import log_tokens
+from workbench.experiment.result.result import Result, load_result
+from workbench.explorer.one_request import lookup_page, request_page
+from workbench.metrics.lmcache_log.log_summary import LogSummary, read_log
+from workbench.report import figures
+
+_KEYS = ("arm", "round", "pass", "index", "request_id")
+_REQUEST = (
+    *_KEYS, "sent_s", "ttft_s", "tpot_s", "e2e_s", "prompt_tokens", "cached_tokens", "error",
+)  # fmt: skip
+_TIMES = {"ttft_s": "TTFT, ms", "tpot_s": "TPOT, ms", "e2e_s": "E2E latency, ms"}
+_TOKENS = {
+    "lmcache_hit_tokens": "LMCache hit, tokens",
+    "loaded_tokens": "loaded from LMCache, tokens",
+    "need_to_load": "need to load, tokens",
+    "engine_hit_tokens": "engine hit, tokens",
+}
+_DURATIONS = {"lookup_s": "lookup, ms", "seconds": "retrieval, ms"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogFiles:
+    """One or more LMCache logs."""
+
+    paths: tuple[Path, ...]
+    summary: LogSummary
+
+
+What = Result | LogFiles
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Rows to explore, in one order for all arrays.
+
+    `rows` has arm, pass, request_id, x, and share in percent (NaN if unknown).
+    """
+
+    title: str
+    what: str
+    """`requests` or `lookups`."""
+    rows: pd.DataFrame
+    metrics: Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]
+    """By label with unit; the first is the one to begin with."""
+    x_label: str
+    share_label: str
+    name: Callable[[int], str]
+    """Which row it is, for lists."""
+    page: Callable[[int], str]
+    """Everything about one row, as HTML."""
+    note: str = ""
+    """Rows that are not drawn."""
+
+
+def what_is(
+    what: What | Path | str | Sequence[Result | Path | str], other: Result | Path | str | None
+) -> list[What]:
+    """One or two results, or logs. Raises ResultError and ParameterError for what is none."""
+    given = list(what) if isinstance(what, Sequence) and not isinstance(what, str) else [what]
+    given += [other] if other is not None else []
+    logs = [one for one in given if not isinstance(one, Result | LogFiles) and not _is_run(one)]
+    if logs and len(logs) == len(given):
+        return [_logs([Path(str(log)) for log in logs])]
+    if logs or not 1 <= len(given) <= 2:
+        raise ResultError(
+            "explore takes one or two results or run folders, or LMCache logs, got"
+            f" {', '.join(_said(one) for one in given)} (example: wb.explore(result))"
+        )
+    return [_of_log(load_result(Path(str(one))) if _is_run(one) else one) for one in given]
+
+
+def source_of(what: What) -> Source:
+    """The rows of a result or log. Raises ResultError for a result without requests."""
+    return _lookups(what) if isinstance(what, LogFiles) else _requests(what)
+
+
+def static_figures(found: Sequence[What]) -> Iterator[figures.Chart]:
+    """What stands in place of the widgets where none are shown."""
+    for what in found:
+        if isinstance(what, LogFiles):
+            yield figures.served_over_requests(log_tokens(what.summary))
+        elif "requests" in what.frames:
+            yield figures.requests_over_time(what.requests)
+
+
+def _is_run(one: Any) -> bool:
+    return isinstance(one, str | Path) and (
+        Path(one).is_dir() or Path(one).name == "result.json" or not Path(one).suffix
+    )
+
+
+def _said(one: Any) -> str:
+    return str(one.folder) if isinstance(one, Result) else repr(str(one))
+
+
+def _logs(paths: Sequence[Path], ranks: int = 0) -> LogFiles:
+    return LogFiles(paths=tuple(paths), summary=read_log(list(paths), ranks=ranks))
+
+
+def _of_log(result: Any) -> What:
+    """The log itself where a result is the analysis of one."""
+    names = str(result.run.parameters.get("log_file") or "")
+    if not names:
+        return result  # type: ignore[no-any-return]
+    whole = Path(names)
+    paths = [whole] if whole.exists() else [Path(name.strip()) for name in names.split(",")]
+    return _logs(paths, int(result.run.parameters.get("log_ranks") or 0))
+
+
+def _requests(result: Result) -> Source:
+    rows = _read(result)
+    ok = rows["error"].fillna("").eq("") & rows["ttft_s"].notna()
+    failed = int((~ok).sum())
+    rows = rows[ok].reset_index(drop=True)
+    began = rows.groupby(["arm", "round", "pass"], sort=False)["sent_s"].transform("min")
+    cached = rows["cached_tokens"].astype(float).where(rows["cached_tokens"] >= 0)
+    shown = rows[["arm", "pass", "request_id"]].assign(
+        x=rows["sent_s"] - began, share=100 * cached / rows["prompt_tokens"]
+    )
+    keys = rows[[*_KEYS]]
+
+    def name(position: int) -> str:
+        row = keys.iloc[position]
+        return f"{row['arm']}, {row['pass']}, round {row['round'] + 1}, request {row['index']}"
+
+    return Source(
+        title=result.run.run_id + (" (simulated)" if result.run.simulated else ""),
+        what="requests",
+        rows=shown,
+        metrics={
+            label: 1000 * rows[name].to_numpy(float)
+            for name, label in _TIMES.items()
+            if rows[name].notna().any()
+        },
+        x_label="sent, seconds since its pass began",
+        share_label="cached share of the prompt, %",
+        name=name,
+        page=lambda position: request_page(result, keys.iloc[position]),
+        note=f"{failed:,} failed requests are not drawn." if failed else "",
+    )
+
+
+def _read(result: Result) -> pd.DataFrame:
+    """The columns that are drawn; from the file without the stamps, which may be gigabytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = result.folder / "requests.parquet"
+    if not path.exists():
+        return result.requests[[*_REQUEST]]
+    try:
+        frame: pd.DataFrame = pq.read_table(path, columns=[*_REQUEST]).to_pandas()
+        return frame
+    except (OSError, pa.ArrowException) as error:
+        raise ResultError(f"{path} cannot be read ({error})") from error
+
+
+def _lookups(log: LogFiles) -> Source:
+    rows = log.summary.requests
+    at = (rows["at"] - rows["at"].min()).dt.total_seconds()
+    timed = bool(at.notna().any())
+    tokens = rows["prompt_tokens"].fillna(rows["asked_tokens"])
+    writer = rows["engine"].astype(str).where(rows["engine"].notna(), "log")
+    shown = pd.DataFrame(
+        {
+            "arm": writer.replace("", "log"),
+            "pass": rows["arrival"].fillna("unknown").replace("", "unknown"),
+            "request_id": rows["request_id"].astype(str),
+            "x": at if timed else np.arange(len(rows), dtype=float),
+            "share": 100 * rows["lmcache_hit_tokens"] / tokens,
+        }
+    )
+    metrics = {label: rows[name].to_numpy(float) for name, label in _TOKENS.items()}
+    metrics |= {label: 1000 * rows[name].to_numpy(float) for name, label in _DURATIONS.items()}
+    known = {label: values for label, values in metrics.items() if not np.isnan(values).all()}
+    return Source(
+        title=", ".join(path.name for path in log.paths),
+        what="lookups",
+        rows=shown,
+        metrics=known,
+        x_label="seconds since the first lookup" if timed else "lookup, in the order of the log",
+        share_label="LMCache hit, % of the prompt",
+        name=lambda position: f"lookup {position + 1}: {rows['request_id'].iloc[position]}",
+        page=lambda position: lookup_page(rows.iloc[position], log.paths),
+    )
