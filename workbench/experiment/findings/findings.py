@@ -10,10 +10,15 @@ from typing import TYPE_CHECKING, TypeVar
 
 from workbench.experiment.findings.checks import check
 from workbench.experiment.findings.compare import compare, summarise
-from workbench.experiment.findings.decision_findings import (
+from workbench.experiment.findings.decision.decision_findings import (
     decision_headline,
     decision_rows,
     decision_sentence,
+)
+from workbench.experiment.findings.decision.point_findings import (
+    energy_doubts,
+    point_rows,
+    power_sentence,
 )
 from workbench.experiment.findings.doubts import (
     draft_doubts,
@@ -27,11 +32,6 @@ from workbench.experiment.findings.model_findings import (
     models_cards,
     models_finding,
     side_by_side,
-)
-from workbench.experiment.findings.point_findings import (
-    energy_doubts,
-    point_rows,
-    power_sentence,
 )
 from workbench.experiment.findings.rate_findings import (
     answers,
@@ -54,6 +54,7 @@ from workbench.experiment.findings.size_findings import (
     size_rows,
     size_sentences,
 )
+from workbench.experiment.findings.target_findings import target_rows
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.result.facts import (
     ClockRow,
@@ -229,6 +230,7 @@ def conclude(
         searches=tuple(SearchRow(arm=arm, **asdict(each)) for arm, each in answered.items()),
         summary=summary,
         comparisons=comparisons,
+        targets=target_rows(getattr(plan.params, "targets", ()), facts.arms, comparisons, failed),
     )
 
 

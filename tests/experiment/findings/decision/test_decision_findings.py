@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 
 from tests.wording import plain, words
-from workbench.experiment.findings.decision_findings import (
+from workbench.experiment.findings.decision.decision_findings import (
     decision_headline,
     decision_rows,
     decision_sentence,
 )
-from workbench.experiment.findings.point_findings import point_rows
+from workbench.experiment.findings.decision.point_findings import point_rows
 from workbench.experiment.findings.rate_findings import answers, rate_rows
 from workbench.experiment.plan.rates import rate_name
 from workbench.experiment.result.facts import ArmFacts

@@ -8,7 +8,7 @@ from math import isnan, nan
 import pandas as pd
 import pytest
 
-from workbench.experiment.findings.point_findings import (
+from workbench.experiment.findings.decision.point_findings import (
     energy_doubts,
     gpus_of,
     point_rows,
