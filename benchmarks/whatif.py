@@ -20,10 +20,11 @@ from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.params.notebooks import check_params
 from workbench.serve.simulated import instance, kv_blocks, scheduler
 from workbench.topology import Topology
+from workbench.whatif.costs import Costs
 from workbench.whatif.held_out import CHECKED, held_out
 from workbench.whatif.profile import profile_of, read_profile
 from workbench.whatif.profile_plan import profile_plan
-from workbench.whatif.simulation import Costs, plain_load, simulate
+from workbench.whatif.simulation import plain_load, simulate
 
 LOAD = {
     "engine": "simulated",
@@ -56,17 +57,18 @@ def measure_profile(output_dir: str) -> None:
     print(profile_of(result).write(result.folder))
 
 
-def check(profile_file: str, output_dir: str) -> None:
+def check(profile_file: str, output_dir: str, workload: str = "short") -> None:
     profile = read_profile(profile_file)
     prefill_s = profile.costs().prefill_s(LOAD["prompt_tokens"])
     print("| topology | rate | requests | " + " | ".join(CHECKED) + " |")
-    for text in HELD_OUT.split(","):
+    for text in (HELD_OUT if workload == "short" else "1p2d,2p1d").split(","):
         topology = Topology.parse(text)
         servers = topology.prefill or topology.aggregated / 2
         rates = [round(share * servers / prefill_s, 2) for share in SHARES]
         given = LOAD | {
-            "topology": text, "opponents": False, "rounds": 1, "requests": REQUESTS,
-            "rates_per_s": rates, "seed": SEED, "output_dir": output_dir,
+            "workload": workload, "shared_share": 0.5, "topology": text, "opponents": False,
+            "rounds": 1, "requests": REQUESTS, "rates_per_s": rates, "seed": SEED,
+            "output_dir": output_dir,
             "connector": LOAD["connector"] if topology.disaggregated else "none",
         }  # fmt: skip
         plan = slowed(wb.plan(check_params("pd_sweep", given)))

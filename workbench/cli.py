@@ -12,10 +12,13 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from workbench.errors import ParameterError, WorkbenchError, must_be, unused
+from workbench.errors import ParameterError, WorkbenchError, must_be, needs, unused
 from workbench.params.notebooks import CONNECTORS, NOTEBOOKS
+
+if TYPE_CHECKING:
+    from workbench.experiment.result.facts import TargetRow
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = _parser().parse_args(_values_kept(words))
     except SystemExit as ended:  # argparse's own status for bad input is 2
-        gated = ended.code and words[:1] == ["gate"]
+        gated = ended.code and words[:1] in (["gate"], ["targets"])
         raise SystemExit(_NOT_GATED if gated else ended.code) from None
     options.words = words
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
@@ -42,14 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return int(getattr(options, "bad_input", 2))
     except Exception:
-        if options.act is not _gate:
+        if options.act not in (_gate, _targets):
             raise
         traceback.print_exc()  # Python's own status, 1, would say that there is a regression
         return _NOT_GATED
 
 
 _NOT_GATED = 3
-"""Exit status of `workbench gate` for bad input and errors."""
+"""Exit status of `workbench gate` and `targets` for bad input and errors."""
 
 
 def _values_kept(arguments: Sequence[str]) -> list[str]:
@@ -76,12 +79,14 @@ _EPILOG = """examples:
   workbench compare outputs/pd_sweep/RUN bench.json
   workbench gate outputs/pd_sweep/RUN --against base/pd_sweep/RUN --allow 5%
   workbench compose -p topology 1p4d > compose.yaml   for Docker Compose; see docs/compose.md
+  workbench profile -p connector nixl               measure 1p1d for predictions; docs/whatif.md
+  workbench predict profile.json -p topology 2p6d -p rate_per_s 3 -p ttft_limit_ms 500
   papermill --help-notebook notebooks/pd_sweep.ipynb   every parameter of a notebook
 
 exit status:
   0  completed, whatever the gates found
   1  could not be completed, or environment_check found a machine that is not ready
-  2  bad input; nothing was started (gate: undecided, and 3 for bad input)
+  2  bad input; nothing was started (gate, targets: undecided, and 3 for bad input)
 
 Progress and results go to standard output, errors to standard error. Colours appear on a
 terminal only, and not if NO_COLOR is set. Ctrl-C ends a run and every server it started.
@@ -106,11 +111,16 @@ def _parser() -> argparse.ArgumentParser:
             "Runs a notebook by papermill into outputs/NOTEBOOK/RUN_ID/ and renders its page. A"
             " measurement with the same parameters that succeeded before is reused."
         ),
-        epilog="exit status: 0 completed, 1 could not be completed or not ready, 2 bad input",
+        epilog="exit status: 0 completed, 1 could not be completed or not ready, 2 bad input; with"
+        " --check-targets also 3 a target was not met, 4 a target is undecided",
     )
     run.add_argument("notebook", help=", ".join(NOTEBOOKS))
     _add_parameters(run)
     run.add_argument("--force", action="store_true", help="measure again instead of reusing")
+    run.add_argument(
+        "--check-targets", action="store_true",
+        help="end with exit status 3 if a target was not met, 4 if one is undecided",
+    )  # fmt: skip
     _add_verbosity(run)
     run.set_defaults(act=_run)
     everything = acts.add_parser(
@@ -225,6 +235,18 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     _add_unlike(gate)
     gate.set_defaults(act=_gate, bad_input=_NOT_GATED)
+    targets = acts.add_parser(
+        "targets",
+        help="say whether a run met its targets, or others",
+        description="Holds the comparisons of a run against targets; see docs/targets.md.",
+        epilog="exit status: 0 all met, 1 one was not met, 2 undecided, 3 bad input",
+    )
+    targets.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
+    targets.add_argument(
+        "sentences", nargs="*", metavar="TARGET",
+        help="such as 'store-warm ttft cut >= 60%%' (default: the run's own)",
+    )  # fmt: skip
+    targets.set_defaults(act=_targets, bad_input=_NOT_GATED)
     compose = acts.add_parser(
         "compose",
         help="print a Docker Compose file with the servers of a pd_sweep",
@@ -236,6 +258,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_parameters(compose)
     compose.set_defaults(act=_compose)
+    profile = acts.add_parser(
+        "profile",
+        help="measure 1p1d at several lengths and batches, and write profile.json",
+        description=(
+            "Takes the parameters of pd_sweep: its workload says the lengths that are measured,"
+            " concurrency the largest batch. Predictions come from profile.json alone."
+        ),
+    )
+    _add_parameters(profile)
+    profile.set_defaults(act=_profile)
+    predict = acts.add_parser(
+        "predict",
+        help="predict a topology from a profile, and check it by measured runs",
+        description=(
+            "Simulates the cold pass of a pd_sweep on other topologies. Without a measured run no"
+            " number is checked, and the output says so."
+        ),
+    )
+    predict.add_argument("profile", type=Path, help="profile.json of workbench profile")
+    predict.add_argument(
+        "--measured", type=Path, action="append", default=[], metavar="RUN",
+        help="folder of a pd_sweep whose topologies are predicted too; repeat for more",
+    )  # fmt: skip
+    _add_parameters(predict)
+    predict.set_defaults(act=_predict)
     claims = acts.add_parser("claims", help="list, show or check the published claims")
     claims.set_defaults(act=_claims)
     looks = claims.add_subparsers(dest="look", required=True, metavar="list | show | check")
@@ -387,6 +434,26 @@ def _compose(options: argparse.Namespace) -> int:
     return 0
 
 
+def _profile(options: argparse.Namespace) -> int:
+    import asyncio
+
+    from workbench.experiment.run.run import run
+    from workbench.params.notebooks import check_params
+    from workbench.whatif.profile import profile_of
+    from workbench.whatif.profile_plan import profile_plan
+
+    result = asyncio.run(run(profile_plan(check_params("pd_sweep", _given(options)))))
+    print(profile_of(result).write(result.folder))
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from workbench.whatif.prediction_text import prediction_page
+
+    print(prediction_page(options.profile, _given(options), options.measured))
+    return 0
+
+
 def _claims(options: argparse.Namespace) -> int:
     from workbench.claims.listing import check_page, list_page, show_page
     from workbench.claims.registry.registry import read_registry
@@ -467,14 +534,36 @@ def _run(options: argparse.Namespace) -> int:
     from workbench.notebook_run import run_notebook
 
     given = _given(options)
+    if options.check_targets and not given.get("targets"):
+        raise ParameterError(
+            needs("--check-targets", "targets", "", "-p targets 'store-warm ttft cut >= 60%'")
+        )
     with _progress(options) as progress:
         run = run_notebook(options.notebook, given, force=options.force, progress=progress)
     from workbench.terminal import closing_lines, say, summary_line
 
     say(*closing_lines(run), problem=bool(run.problem) or options.json)
+    status = run.exit_status
+    if options.check_targets and run.facts and not status:
+        status = _status_of(run.facts.targets, not_met=3, undecided=4)
     if options.json:
-        print(summary_line(run))
-    return run.exit_status
+        print(summary_line(run, status))
+    return status
+
+
+def _status_of(rows: Sequence[TargetRow], *, not_met: int, undecided: int) -> int:
+    outcomes = {row.outcome for row in rows}
+    return not_met if "not met" in outcomes else undecided if "undecided" in outcomes else 0
+
+
+def _targets(options: argparse.Namespace) -> int:
+    from workbench.experiment.findings.target_findings import targets_of
+    from workbench.experiment.result.result import load_result
+    from workbench.terminal import say, target_line
+
+    rows = targets_of(load_result(options.run).run, options.sentences)
+    say(*map(target_line, rows))
+    return _status_of(rows, not_met=1, undecided=2)
 
 
 def _run_all(options: argparse.Namespace) -> int:

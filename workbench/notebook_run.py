@@ -171,10 +171,11 @@ def partial_page(run_folder: Path) -> Path:
     title = notebook.cells[:1]
     notebook.cells = [*title, *notebook.cells[measuring:]]
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
-    root = str(repository_root())
     NotebookClient(
-        notebook, kernel_name="python3", allow_errors=True, resources={"metadata": {"path": root}}
-    ).execute(extra_arguments=["--IPKernelApp.log_level=CRITICAL"])
+        notebook, kernel_name="python3", allow_errors=True,
+        resources={"metadata": {"path": str(repository_root())}},
+        extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+    ).execute()  # fmt: skip
     for cell in notebook.cells:
         if any(output.output_type == "error" for output in cell.get("outputs", [])):
             # A figure of arms that are all still to come, for example.

@@ -12,6 +12,7 @@ from workbench.metrics.statistics import (
     Ratio,
     describe,
     holm,
+    mean_of_rounds,
     needed_n,
     noise_floor,
     pair,
@@ -235,6 +236,24 @@ def test_a_t_interval_of_a_table():
     assert t_interval([1, 2, 3], 0.9)[2] == pytest.approx(2 + 2.919986 / math.sqrt(3))
     assert t_interval([4.0]) == pytest.approx((4, math.nan, math.nan), nan_ok=True)
     assert t_interval([]) == pytest.approx((math.nan,) * 3, nan_ok=True)
+
+
+def test_the_mean_of_rounds_is_geometric_so_that_costs_are_the_inverse_of_throughputs():
+    tps = mean_of_rounds([100.0, 200.0, 400.0])
+    assert tps.value == pytest.approx(200.0)
+    reach = 4.302653 * math.log(2) / math.sqrt(3)
+    assert (tps.low, tps.high) == pytest.approx((200 / math.exp(reach), 200 * math.exp(reach)))
+    cost = mean_of_rounds([1 / 100, 1 / 200, 1 / 400])
+    assert (1 / cost.value, 1 / cost.high) == pytest.approx((tps.value, tps.low))
+
+
+def test_the_mean_of_rounds_leaves_out_unknown_ones_and_says_so():
+    found = mean_of_rounds([1.0, math.nan, 3.0], geometric=False)
+    assert (found.value, found.n) == (2.0, 2)
+    assert found.note == "1 of 3 rounds unknown; no interval: needs 3 rounds"
+    assert math.isnan(found.low)
+    assert math.isnan(mean_of_rounds([math.nan]).value)
+    assert mean_of_rounds([-1.0, 0.0, 1.0], geometric=False).value == 0.0
 
 
 def test_the_noise_floor_is_how_far_equal_arms_differ():

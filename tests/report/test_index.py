@@ -109,6 +109,23 @@ def test_text_is_escaped_and_nothing_is_loaded(tmp_path, result):
     assert "http" not in html
 
 
+@pytest.mark.parametrize("rendered", [True, False])
+def test_an_unfinished_run_is_listed_as_partial_with_its_page_so_far(tmp_path, result, rendered):
+    attempt = tmp_path / "pd_sweep" / "a-run" / "attempt-1"
+    (attempt / "so-far").mkdir(parents=True)
+    launches = {"planned": 9, "measured": 4, "planned_rounds": 3, "rounds": 2, "took_s": {}}
+    times = [{"arm": "1p4d", "round": 0, "pass": "cold", "from_s": 0.0, "to_s": 1.0}]
+    result |= {"status": "started", "launches": launches, "pass_times": times}
+    (attempt / "result.json").write_text(json.dumps(result))
+    (attempt.parent / "run.failed.ipynb").write_text("{}")  # its kernel was killed
+    if rendered:
+        (attempt / "so-far" / "report.html").write_text("x")
+    (run,) = runs_of(tmp_path / "pd_sweep")
+    assert run.outcome.word == "partial: 4 of 9 launches"
+    assert run.finding == "So far: A warm KV store cuts TTFT 18 times"
+    assert run.link == ("pd_sweep/a-run/attempt-1/so-far/report.html" if rendered else "")
+
+
 def test_an_empty_folder_has_an_index_and_a_missing_one_an_error(tmp_path):
     (tmp_path / ".gitkeep").touch()
     assert "No runs yet." in write_index(tmp_path).read_text(encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
@@ -42,8 +42,13 @@ class _Side:
     zoomed: tuple[float, float] | None = None
     """The part of the time axis that is shown; None for all of it."""
     chosen: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
-    drawn: dict[str, Rows] = field(default_factory=dict)
-    """Rows that are drawn, by series."""
+    drawn: Rows = field(default_factory=lambda: np.zeros(0, np.int64))
+    """The rows that are drawn, in the order of the traces."""
+
+    @property
+    def names(self) -> list[str]:
+        """The series."""
+        return [str(name) for name in dict.fromkeys(self.series)]
 
     @property
     def picked(self) -> NDArray[np.bool_]:
@@ -59,6 +64,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
             _Side(source=one, series=_series(one), ranks=shuffled(len(one.rows))) for one in sources
         ]
         self._busy = False
+        self._boxed: list[tuple[tuple[int, str], Any, Any]] = []
         what = sources[0].what
         metrics = [name for name in sources[0].metrics if all(name in s.metrics for s in sources)]
         self.metric = widgets.Dropdown(options=metrics, description="Metric")
@@ -118,36 +124,37 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
             )
         }
         figure = pictures.board(
-            len(top), 2, top, vertical_spacing=0.14 if double else 0.2, horizontal_spacing=0.09
+            len(top), 2, top, vertical_spacing=0.11 if double else 0.15, horizontal_spacing=0.12
         )
         figure.layout.height = 980 if double else 720
-        self._traces: dict[tuple[int, str, str], Any] = {}
-        names = list(dict.fromkeys(name for side in self.sides for name in side.series))
-        looks = pictures.markers([str(name) for name in names])
+        names = list(dict.fromkeys(str(name) for side in self.sides for name in side.series))
+        self._looks = pictures.markers(names)
         points = min(MOST_POINTS, sum(len(side.series) for side in self.sides))
-        kind, traces, keys, places = pictures.scatter(points), [], [], []
+        traces, keys = [], []
         for number, side in enumerate(self.sides):
-            for name in dict.fromkeys(side.series):
-                look = looks[str(name)]
-                label = f"{_SIDES[number]}: {name}" if double else str(name)
-                group = {"name": label, "legendgroup": label}
-                hover = "%{y:,.4g}, %{x:,.4g}<extra>" + label + "</extra>"
-                for panel in ("time", "share"):
-                    traces.append(
-                        kind(mode="markers", marker=look, showlegend=panel == "time",
-                             hovertemplate=hover, unselected={"marker": {"opacity": 0.12}}, **group)
-                    )  # fmt: skip
-                    keys.append((number, panel, str(name)))
-                dash = "dash" if number else "solid"
+            for panel in ("time", "share"):
+                # One trace for all series: a trace costs the browser more than a thousand points.
                 traces.append(
-                    go.Scatter(mode="lines", line={"color": look["color"], "dash": dash},
-                               showlegend=False, hovertemplate=hover, **group)
+                    pictures.scatter(points)(
+                        mode="markers", showlegend=False, unselected={"marker": {"opacity": 0.1}},
+                        hovertemplate="%{text}<br>%{y:,.4g}, %{x:,.4g}<extra></extra>",
+                    )
                 )  # fmt: skip
-                keys.append((number, "spread", str(name)))
-                places += [self._places[key[:2]] for key in keys[-3:]]
-        rows, cols = zip(*places, strict=True) if places else ((), ())
+                keys.append((number, panel, ""))
+            for name in side.names:
+                label = f"{_SIDES[number]}: {name}" if double else name
+                look = self._looks[name]
+                line = {"color": look["color"], "dash": "dash" if number else "solid"}
+                traces.append(
+                    go.Scatter(mode="lines+markers", name=label, line=line,
+                               marker=look | {"size": 7, "maxdisplayed": 4},
+                               hovertemplate="%{x:,.4g}: %{y:.1f} %")
+                )  # fmt: skip
+                keys.append((number, "spread", name))
+        rows, cols = zip(*(self._places[key[:2]] for key in keys), strict=True)
         figure.add_traces(traces, rows=list(rows), cols=list(cols))
         self._traces = dict(zip(keys, figure.data, strict=True))
+        pictures.place_legend(figure, len(traces) - 2 * len(self.sides))
         for number, side in enumerate(self.sides):
             time, share = self._axes(figure, number, "time"), self._axes(figure, number, "share")
             time[0].title.text = side.source.x_label
@@ -167,12 +174,13 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
     def _connect(self) -> None:
         for choice in (self.metric, self.arms, self.passes):
             choice.observe(lambda _: self._chosen(), "value")
-        for (side, panel, name), trace in self._traces.items():
+        for (number, panel, _), trace in self._traces.items():
             if panel != "spread":
-                trace.on_click(
-                    lambda _, points, __, side=side, name=name: self._clicked(side, name, points)
-                )
-        self.figure.layout.on_change(lambda *_: self._selected(), "selections")
+                trace.on_click(lambda _, points, __, side=number: self._clicked(side, points))
+            trace.on_selection(
+                lambda trace, points, box, at=(number, panel): self._touched(trace, at, points, box)
+            )
+            trace.on_deselect(lambda *_: self._deselected())
         for number in range(len(self.sides)):
             axis = self._axis_name(number, "time")
             self.figure.layout.on_change(
@@ -190,39 +198,53 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
     # ---- what the user does
 
     def _chosen(self) -> None:
-        """Other arms, passes or metric: selections were made on what is no longer drawn."""
-        self._cleared(draw=False)
+        """Other arms, passes or metric: a selection was made on what is no longer drawn."""
+        if not self.clear.disabled:
+            self._cleared(draw=False)
         self._draw()
 
-    def _clicked(self, side: int, name: str, points: Any) -> None:
+    def _clicked(self, side: int, points: Any) -> None:
         if points.point_inds:
-            self._show(side, int(self.sides[side].drawn[name][points.point_inds[0]]))
+            self._show(side, int(self.sides[side].drawn[points.point_inds[0]]))
 
-    def _selected(self) -> None:
-        if self._busy:
-            return
-        boxes = [box for box in self.figure.layout.selections if box.type == "rect"]
+    def _touched(self, trace: Any, at: tuple[int, str], points: Any, box: Any) -> None:
+        """Plotly tells every trace in turn what of it is in a box; the last one applies it."""
+        if points.point_inds:
+            self._boxed.append((at, points, box))
+        if trace is self.figure.data[-1]:
+            boxed, self._boxed = self._boxed, []
+            if not self._busy:
+                self._selected(boxed)
+
+    def _selected(self, boxed: list[tuple[tuple[int, str], Any, Any]]) -> None:
+        """Select the rows in a box, also those that are not drawn.
+
+        Plotly tells the box itself only for the first panel; of the others, it is the smallest box
+        around the points in it.
+        """
         for side in self.sides:
             side.brushed = None
-        for box in boxes[-1:]:
-            for number, panel in self._panels(str(box.xref)):
-                self.sides[number].brushed = self._inside(number, panel, box)
+        for (number, panel), points, box in boxed:
+            x = getattr(box, "xrange", None) or (min(points.xs), max(points.xs))
+            y = getattr(box, "yrange", None) or (min(points.ys), max(points.ys))
+            inside = self._inside(number, panel, sorted(x), sorted(y))
+            before = self.sides[number].brushed
+            self.sides[number].brushed = inside if before is None else before | inside
         self._draw(rescale=False)
 
-    def _panels(self, xref: str) -> Iterator[tuple[int, str]]:
-        for key in self._places:
-            if self._axes(self.figure, *key)[1].anchor == xref:
-                yield key
-
-    def _inside(self, number: int, panel: str, box: Any) -> NDArray[np.bool_]:
-        """The rows in a box, also those that are not drawn."""
-        side = self.sides[number]
-        values, rows = self._values(number), side.source.rows
-        (x0, x1), (y0, y1) = sorted((box.x0, box.x1)), sorted((box.y0, box.y1))
+    def _inside(
+        self, number: int, panel: str, x: Sequence[float], y: Sequence[float]
+    ) -> NDArray[np.bool_]:
+        values, rows = self._values(number), self.sides[number].source.rows
         if panel == "spread":
-            return _between(values, x0, x1)
-        x = rows["x" if panel == "time" else "share"].to_numpy(float)
-        return _between(x, x0, x1) & _between(values, y0, y1)
+            return _between(values, *x)
+        across = rows["x" if panel == "time" else "share"].to_numpy(float)
+        return _between(across, *x) & _between(values, *y)
+
+    def _deselected(self) -> None:
+        """A double click; told once for each trace."""
+        if not self.clear.disabled:
+            self._cleared()
 
     def _zoomed(self, number: int) -> None:
         if self._busy:
@@ -237,10 +259,11 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
     def _cleared(self, *, draw: bool = True) -> None:
         for side in self.sides:
             side.brushed = None
-        if self.figure.layout.selections:
-            self._busy = True
-            self.figure.layout.selections = ()
-            self._busy = False
+        self._busy = True
+        # Plotly's widget does not know the box that the browser drew, but can replace it.
+        self.figure.layout.selections = [{"x0": 0, "x1": 0, "y0": 0, "y1": 0}]
+        self.figure.layout.selections = ()
+        self._busy = False
         if draw:
             self._draw(rescale=False)
 
@@ -275,29 +298,36 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         chosen &= rows["arm"].isin(self.arms.value).to_numpy(bool)
         chosen &= rows["pass"].isin(self.passes.value).to_numpy(bool)
         side.chosen = chosen
-        near = chosen & _between(x, *side.zoomed) if side.zoomed else chosen
-        names = [str(name) for name in dict.fromkeys(side.series)]
-        groups = [np.flatnonzero(near & (side.series == name)) for name in names]
-        most = MOST_POINTS // len(self.sides)
-        side.drawn = dict(zip(names, sample(groups, values, side.ranks, most=most), strict=True))
-        for name in names:
-            at = side.drawn[name]
-            marked = None if side.brushed is None else np.flatnonzero(side.brushed[at])
-            for panel, across in (("time", x), ("share", share)):
-                self._traces[number, panel, name].update(
-                    x=across[at], y=values[at], visible=bool(len(at)), selectedpoints=marked
-                )
-            line = values[side.picked & (side.series == name)]
+        near = chosen & _between(x, *side.zoomed) if side.zoomed and not rescale else chosen
+        groups = [np.flatnonzero(near & (side.series == name)) for name in side.names]
+        parts = sample(groups, values, side.ranks, most=MOST_POINTS // len(self.sides))
+        side.drawn = at = np.concatenate(parts)
+        marked = None if side.brushed is None else np.flatnonzero(side.brushed[at])
+        names = side.series[at]
+        look = {part: [self._looks[name][part] for name in names] for part in ("color", "symbol")}
+        marker = pictures.MARKER | look
+        for panel, across in (("time", x), ("share", share)):
+            self._traces[number, panel, ""].update(
+                x=across[at], y=values[at], text=names, marker=marker, selectedpoints=marked
+            )
+        for name in side.names:
+            of_series = side.series == name
+            line = values[side.picked & of_series]
             below, percent = distribution(line)
-            self._traces[number, "spread", name].update(x=below, y=percent, visible=bool(len(line)))
+            # Plotly's widget drops from a trace what a batch sets on other traces only.
+            marker = pictures.MARKER | self._looks[name] | {"size": 7}
+            self._traces[number, "spread", name].update(
+                x=below, y=percent, visible=bool((chosen & of_series).any()), marker=marker
+            )
         if rescale:
-            side.zoomed = None
             label, shown = self.metric.value, values[chosen]
             time, share_axes = (self._axes(self.figure, number, p) for p in ("time", "share"))
             for axis in (time[1], share_axes[1], self._axes(self.figure, number, "spread")[0]):
                 pictures.set_axis(axis, label, shown)
-            time[0].autorange = True
-        return sum(map(len, side.drawn.values())), int(near.sum())
+            if side.zoomed is not None:
+                time[0].autorange = True
+                side.zoomed = None
+        return len(at), int(near.sum())
 
     def _summary(self) -> str:
         """Count, median and p90 of what is selected, by series."""
@@ -306,12 +336,12 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         lines = []
         for number, side in enumerate(self.sides):
             prefix = f"{_SIDES[number]}: " if len(self.sides) > 1 else ""
-            for name in dict.fromkeys(side.series) if side.brushed is not None else ():
+            for name in side.names if side.brushed is not None else ():
                 values = self._values(number)[side.picked & (side.series == name)]
                 if len(values):
                     low, high = np.percentile(values, [50, 90])
                     lines.append(
-                        f"<tr><td>{escape(prefix + str(name))}</td><td>{len(values):,}</td>"
+                        f"<tr><td>{escape(prefix + name)}</td><td>{len(values):,}</td>"
                         f"<td>{low:,.4g}</td><td>{high:,.4g}</td></tr>"
                     )
         head = f"<tr><th>selected</th><th>{self.sides[0].source.what}</th><th>median</th>"

@@ -68,6 +68,7 @@ class Form(widgets.VBox):  # type: ignore[misc]
         super().__init__(
             [
                 widgets.HTML(f"{style()}<h3>{escape(notebook)}</h3>"),
+                pictures.Front(),
                 *self._groups(),
                 self.problem,
                 self.plan_text,
@@ -254,10 +255,11 @@ class _Live:
             for number, (name, points) in enumerate(self._points.items()):
                 if number >= len(self.figure.data):
                     kind = pictures.scatter(0)
-                    self.figure.add_trace(kind(mode="markers", name=name, marker=looks[name]))
+                    self.figure.add_trace(kind(mode="markers", name=name))
                 x, y = np.array(points[-share:]).T
                 drawn += len(x)
-                self.figure.data[number].update(x=x, y=y, marker=looks[name])
+                self.figure.data[number].update(x=x, y=y, marker=pictures.MARKER | looks[name])
+            pictures.place_legend(self.figure, len(self._points))
             every = np.array([point[1] for points in self._points.values() for point in points])
             pictures.set_axis(self.figure.layout.yaxis, "TTFT, ms", every)
             if drawn < self._count:

@@ -12,6 +12,7 @@ from workbench.errors import PlanError
 from workbench.experiment.result.result import Result
 from workbench.experiment.run.progress_bar import has_front_end
 from workbench.explorer.fields import fields_of
+from workbench.explorer.grammars import spare_grammars
 
 _PACKAGES = ("ipywidgets", "plotly", "anywidget")
 
@@ -31,7 +32,7 @@ def form(notebook: str, *, interactive: bool | None = None, **values: Any) -> An
     if not _shown(interactive):
         markdown: Any = import_module("IPython.display").Markdown
         return markdown(f"`wb.form` needs JupyterLab or VS Code. Here: `workbench run {notebook}`.")
-    _must_have("wb.form")
+    _prepare("wb.form")
     from workbench.explorer.form import Form
 
     return Form(notebook, values)
@@ -58,7 +59,7 @@ def explore(
         for figure in static_figures(found):
             display(figure)
         return None
-    _must_have("wb.explore")
+    _prepare("wb.explore")
     from workbench.explorer.explorer import Explorer
     from workbench.explorer.sources import source_of
 
@@ -69,10 +70,11 @@ def _shown(interactive: bool | None) -> bool:
     return has_front_end() if interactive is None else interactive
 
 
-def _must_have(name: str) -> None:
+def _prepare(name: str) -> None:
     missing = [package for package in _PACKAGES if find_spec(package) is None]
     if missing:
         raise PlanError(
             f"{name} needs {', '.join(_PACKAGES)}, and {', '.join(missing)} cannot be imported"
             " (example: pip install -e '.[notebooks]')"
         )
+    spare_grammars()

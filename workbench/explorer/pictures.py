@@ -22,6 +22,9 @@ _SYMBOLS = {
     "<": "triangle-left", ">": "triangle-right", "p": "pentagon", "h": "hexagon", "P": "cross",
     "X": "x", "*": "star",
 }  # fmt: skip
+MARKER = {"size": 6, "opacity": 0.65, "line": {"width": 0}}
+_ABOVE = 5
+"""More entries of a legend stand beside the panels."""
 _WIDE = 20
 """Values that spread over a larger factor get a log axis."""
 _FONT = "system-ui, sans-serif"
@@ -31,9 +34,17 @@ def markers(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Colour and symbol of each series, as on the report's figures."""
     found = looks(names, "point")
     return {
-        name: {"color": look.colour, "symbol": _SYMBOLS.get(look.marker, "circle"), "size": 6,
-               "opacity": 0.65, "line": {"width": 0}}
+        name: {"color": look.colour, "symbol": _SYMBOLS.get(look.marker, "circle")}
         for name, look in found.items()
+    }
+
+
+def place_legend(figure: Any, entries: int) -> None:
+    """Above the panels, or beside them where there are many."""
+    above = {"orientation": "h", "yanchor": "bottom", "y": 1.04, "x": 0}
+    beside = {"orientation": "v", "yanchor": "top", "y": 1, "x": 1.02}
+    figure.layout.legend = (above if entries <= _ABOVE else beside) | {
+        "itemclick": False, "itemdoubleclick": False,
     }  # fmt: skip
 
 
@@ -46,16 +57,28 @@ def axis_type(values: Values) -> str:
     return "log" if high > _WIDE * low > 0 else "linear"
 
 
+class _Board(go.FigureWidget):  # type: ignore[misc]
+    @traitlets.observe("_js2py_relayout")  # type: ignore[untyped-decorator]
+    def _handler_js2py_relayout(self, change: Any) -> None:
+        """Leave out the box of a selection: it has undefined values, which plotly refuses.
+
+        Its error takes a second to write. Selections are told by `on_selection` too.
+        """
+        if change["new"]:
+            change["new"]["relayout_data"].pop("selections", None)
+        super()._handler_js2py_relayout(change)
+
+
 def board(rows: int, cols: int, specs: Sequence[Sequence[Any]], **options: Any) -> Any:
     """An empty FigureWidget of panels; its modebar selects by box, zooms and resets."""
-    figure = go.FigureWidget(
+    figure = _Board(
         make_subplots(rows=rows, cols=cols, specs=[list(row) for row in specs], **options)
     )
     # A white card in dark mode too: Plotly's colours cannot follow those of the page.
     figure.update_layout(
         template="plotly_white", font={"family": _FONT, "color": BLACK, "size": 13},
         margin={"l": 70, "r": 20, "t": 40, "b": 50}, dragmode="select", selectdirection="any",
-        legend={"orientation": "h", "yanchor": "bottom", "y": 1.06, "x": 0},
+        autosize=True,
         hoverlabel={"font": {"family": _FONT}},
     )  # fmt: skip
     figure.update_xaxes(gridcolor=RULE, zeroline=False)
@@ -67,19 +90,22 @@ def board(rows: int, cols: int, specs: Sequence[Sequence[Any]], **options: Any) 
     return figure
 
 
-class SaveButtons(anywidget.AnyWidget):  # type: ignore[misc]
-    """Two buttons that save the figure with the CSS class `target` as SVG or PNG."""
+class Front(anywidget.AnyWidget):  # type: ignore[misc]
+    """What only code in the browser can do: keep keys from JupyterLab, and save a figure.
 
-    _esm = Path(__file__).with_name("save_buttons.js")
+    With a `target`, the CSS class of a figure, it is two buttons; otherwise nothing is seen.
+    """
+
+    _esm = Path(__file__).with_name("front.js")
     target = traitlets.Unicode().tag(sync=True)
     filename = traitlets.Unicode().tag(sync=True)
 
 
-def save_buttons(figure: Any, name: str) -> SaveButtons:
+def save_buttons(figure: Any, name: str) -> Front:
     """The buttons of one figure."""
     target = f"wb-figure-{id(figure):x}"
     figure.add_class(target)
-    return SaveButtons(target=target, filename=name)
+    return Front(target=target, filename=name)
 
 
 def set_axis(axis: Any, label: str, values: Values) -> None:

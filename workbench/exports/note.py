@@ -13,8 +13,8 @@ from pathlib import Path
 from bs4 import BeautifulSoup, Tag
 
 from workbench.experiment.result.result import Result
-from workbench.exports.drawings import FOLDER as IMAGES
-from workbench.exports.drawings import save_drawings
+from workbench.exports.image_files import FOLDER as IMAGES
+from workbench.exports.image_files import save_pictures
 from workbench.exports.markdown import markdown, tag
 from workbench.exports.sheets import BOOK, save_tables
 from workbench.exports.sheets import FOLDER as TABLES
@@ -54,7 +54,7 @@ def write_note(path: str | Path, *, image_base: str = "") -> Path:
         _add_models(page, found.result)
     _reorder(page)
     _save_texts(page, folder)
-    save_drawings(page, folder)
+    save_pictures(page, folder)
     if found.result is not None:
         _add_files(page, save_tables(found.result, folder, near=source))
     if image_base:

@@ -328,6 +328,26 @@ def t_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, floa
     return mean, mean - reach, mean + reach
 
 
+def mean_of_rounds(values: ArrayLike, *, geometric: bool = True) -> Estimate:
+    """The mean of one number per round with its t interval; no interval under 3 rounds.
+
+    Geometric for what is compared by factors, such as throughput: the mean of 1 / value is then 1 /
+    the mean, ends of the interval included. Rounds that are NaN (or not above zero where it is
+    geometric) are left out, and the note says how many.
+    """
+    given = np.asarray(values, dtype=float)
+    usable = np.isfinite(given) & ((given > 0) if geometric else True)
+    known, lost = given[usable], int((~usable).sum())
+    notes = [f"{lost} of {len(given)} rounds unknown"] if lost else []
+    mean, low, high = t_interval(np.log(known) if geometric else known)
+    if geometric:
+        mean, low, high = map(exp, (mean, low, high))
+    if len(known) < ROUNDS_FOR_INTERVAL:
+        low = high = nan
+        notes.append(f"no interval: needs {ROUNDS_FOR_INTERVAL} rounds")
+    return Estimate(value=mean, low=low, high=high, n=len(known), note="; ".join(notes))
+
+
 def noise_floor(ratios: ArrayLike) -> float:
     """How far ratios of equal arms are from 1 in 95 % of cases, as ratio - 1; NaN without ratios.
 

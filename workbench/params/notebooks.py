@@ -16,6 +16,7 @@ from typing import Any, ClassVar, get_type_hints
 
 from workbench.errors import ParameterError, must_be, nearest, needs, unused
 from workbench.params.engine_args import STORE_OURS, argument_mistakes, place_mistakes
+from workbench.params.price import Price
 from workbench.params.rules import address_mistakes, body_mistakes, param, share_mistakes
 from workbench.params.several_models import EXAMPLE, read_models, short_names
 from workbench.params.shared import EngineParams as EngineParams
@@ -61,16 +62,19 @@ class PdSweep(LoadParams):
     )
     search: bool = param(False, "find the highest arrival rate that meets the latency limits")
     ttft_limit_ms: float = param(
-        0.0, "TTFT SLO for goodput, in ms (0: no limit)", low=0.0, high=1e9, example=500
+        0.0, "TTFT SLO (goodput, decision), in ms (0: no limit)", low=0.0, high=1e9, example=500
     )
     tpot_limit_ms: float = param(
-        0.0, "TPOT SLO for goodput, in ms (0: no limit)", low=0.0, high=1e9, example=50
+        0.0, "TPOT SLO (goodput, decision), in ms (0: no limit)", low=0.0, high=1e9, example=50
     )
     limits_share: float = param(
         0.9,
-        "only with search: fraction of requests that must meet the limits",
+        "fraction of requests that must meet the limits",
         low=0.01,
         high=0.999,
+    )
+    gpu_hour_price: str = param(
+        "", "price of a GPU hour, for cost per token (empty: no cost)", example="2.5 USD"
     )
     working_sets: list[float] = param(
         [], "working-set sweep: prompts sent, as multiples of the KV space", example="0.5,2,8"
@@ -176,6 +180,7 @@ class PdSweep(LoadParams):
         yield from tier_mistakes(
             self.store_tiers, engine=self.engine, connector=self.connector, together=True
         )
+        Price.parse(self.gpu_hour_price)
         rates, limits = self.rates_per_s, "-p search True -p ttft_limit_ms 500"
         if rates and (min(rates) <= 0 or len(set(rates)) < len(rates)):
             yield must_be("rates_per_s", "different numbers above 0", rates, [1, 2, 4])

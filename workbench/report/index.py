@@ -100,14 +100,15 @@ def runs_of(notebook_dir: Path) -> list[Run]:
 
 
 def _read(folder: Path) -> Run:
+    if not (folder / "result.json").is_file():
+        for attempt, facts in attempts_of(folder):
+            if facts.status == "started":  # it is under way, or was killed and can be resumed
+                found = f"So far: {facts.finding}" if facts.pass_times else "Nothing measured yet."
+                return _run(folder, facts, found, page=f"{attempt.name}/{SO_FAR}/report.html")
     # A measurement may have ended well and a later cell not: its only page says that it failed.
     if (folder / "run.failed.ipynb").is_file() and not (folder / "report.html").is_file():
         return _run(folder, None, _why_failed(folder), page="report.failed.html")
     if not (folder / "result.json").is_file():
-        for attempt, facts in attempts_of(folder):
-            if facts.status == "started":
-                found = f"So far: {facts.finding}" if facts.pass_times else "Nothing measured yet."
-                return _run(folder, facts, found, page=f"{attempt.name}/{SO_FAR}/report.html")
         return _run(folder, None, "result.json is missing: the run ended before writing it.")
     try:
         facts = read_facts(folder / "result.json")

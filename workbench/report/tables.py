@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _LABELS = frozenset(
     "arm pass baseline_arm baseline_pass metric prompts what n n_requests n_rounds n_pairs"
-    " requests note".split()
+    " requests note gate".split()
 ) | {"arm and state", "part of TTFT (median, ms)"}
 """Columns that say what a row is, and hold no number that a gate could take away."""
 _HEADERS = {

@@ -8,12 +8,15 @@ from math import inf, nan
 import numpy as np
 
 from workbench.topology import Topology
-from workbench.whatif.simulation import Costs, Load, plain_load, simulate
+from workbench.whatif.costs import Costs
+from workbench.whatif.simulation import Load, plain_load, simulate
 
 DIFFERENCE = 0.1
-"""Largest difference between simulated and closed form, as a fraction of wait and service."""
-_LONG = 5_000
-"""Requests of the simulation that is compared: the formula is for an endless queue."""
+"""Largest difference between simulated and closed form, as a fraction of wait and service, on top
+of the simulation's own error."""
+_LONG, _BATCHES = 10_000, 20
+"""Requests of the simulation that is compared, since the formula is for an endless queue; and in
+how many parts its error is estimated (batch means, three standard errors)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +30,7 @@ class ClosedForm:
     wait_s: float = nan
     """Mean wait for one prefill instance with Poisson arrivals (Pollaczek-Khinchine)."""
     simulated_wait_s: float = nan
+    simulated_error_s: float = nan
     service_s: float = nan
     """Mean time of a prefill."""
 
@@ -46,8 +50,8 @@ class ClosedForm:
 
     @property
     def differs(self) -> bool:
-        """Whether simulation and formula differ by more than DIFFERENCE."""
-        off_s = abs(self.simulated_wait_s - self.wait_s)
+        """Whether simulation and formula differ by more than DIFFERENCE and the error of both."""
+        off_s = abs(self.simulated_wait_s - self.wait_s) - self.simulated_error_s
         return off_s > DIFFERENCE * (self.wait_s + self.service_s)
 
 
@@ -76,7 +80,7 @@ def closed_form(
         }
     else:
         highest = {"steps": topology.aggregated / (service_s + max(kv_s, steps_s))}
-    wait_s = simulated_s = nan
+    wait_s = simulated_s = error_s = nan
     load_of_one = rate_per_s * service_s
     if topology.prefill == 1 and poisson and load_of_one < 1:
         wait_s = rate_per_s * float((services_s**2).mean()) / (2 * (1 - load_of_one))
@@ -88,10 +92,13 @@ def closed_form(
         # The last step of a prompt has room for the next one, which then leaves the queue early.
         whole_s = rows["prefill_queue_s"] + rows["prefill_compute_s"]
         simulated_s = float(whole_s.mean()) - service_s
+        means_s = whole_s.to_numpy(float).reshape(_BATCHES, -1).mean(axis=1)
+        error_s = 3 * float(means_s.std(ddof=1)) / _BATCHES**0.5
     return ClosedForm(
         highest_per_s=highest,
         rate_per_s=rate_per_s or nan,
         wait_s=wait_s,
         simulated_wait_s=simulated_s,
+        simulated_error_s=error_s,
         service_s=service_s,
     )

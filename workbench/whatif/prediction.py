@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf, isnan, nan
 from typing import TYPE_CHECKING
@@ -31,15 +30,12 @@ SATURATED = 0.85
 OUTSIDE = 0.01
 """Largest fraction of decode time with batches above the profiled ones."""
 METRICS = ("ttft_s", "tpot_s", "e2e_s", "system_tps", "goodput")
-LABELS = {
-    "ttft_s": "TTFT (median)", "tpot_s": "TPOT (median)", "e2e_s": "E2E (median)",
-    "system_tps": "throughput", "goodput": "within limits",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predicted:
-    """A number with the interval of 90 % of resamples of profile and seed."""
+    """A number for the given seed, and the range of 21 draws with other seeds and resamples of the
+    profile: a 91 % prediction interval, (n - 1) / (n + 1), for a draw of the same kind."""
 
     metric: str
     value: float
@@ -73,9 +69,9 @@ def predict(profile: Profile, params: PdSweep, topology: Topology) -> Prediction
     settings, model, _ = engine_of(params)
     workload = workload_of(params, settings, model).sample
     _check(profile, params, workload, topology)
-    cached = _cached(profile, workload, topology)
+    hits = _hits(profile, workload, topology)
     costs = profile.costs()
-    load = _load(profile, params, workload, cached, params.seed)
+    load = _load(profile, params, workload, hits, params.seed)
     poisson = params.arrival_kind == "poisson"
     rate = 0.0 if load.offsets_s is None else params.rate_per_s
     closed = closed_form(topology, load, costs, rate_per_s=rate, poisson=poisson)
@@ -94,12 +90,16 @@ def predict(profile: Profile, params: PdSweep, topology: Topology) -> Prediction
     limits = _limits(params)
     found = [_numbers(first, limits)]
     for number in range(1, RESAMPLES + 1):
-        again = _load(profile, params, workload, cached, params.seed + number)
+        again = _load(profile, params, workload, hits, params.seed + number)
         found.append(_numbers(simulate(topology, again, profile.costs(number)), limits))
     return Prediction(
         topology=topology,
         closed=closed,
-        numbers=tuple(_with_interval(metric, [one[metric] for one in found]) for metric in METRICS),
+        numbers=tuple(
+            Predicted(metric=metric, value=values[0], low=min(values), high=max(values))
+            for metric in METRICS
+            if (values := [one[metric] for one in found])
+        ),
         doubts=tuple(_doubts(profile, workload, closed, first)),
         simulated=first,
     )
@@ -143,28 +143,46 @@ def _check(profile: Profile, params: PdSweep, workload: Workload, topology: Topo
         )
 
 
-def _cached(profile: Profile, workload: Workload, topology: Topology) -> NDArray[np.int64]:
-    """Tokens that the first instance of each request has, as the ledger's ideal says."""
+def _hits(
+    profile: Profile, workload: Workload, topology: Topology
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Tokens that the first instance of each request has, and those that decode has to fetch.
+
+    As the ledger's ideal says of caches that never evict. With a KV store all prefill instances
+    have what one of them has.
+    """
     requests = workload.requests
+    prompts = np.array([request.prompt_tokens for request in requests], np.int64)
     if not any(request.ideal_reuse_tokens for request in requests):
-        return np.zeros(len(requests), np.int64)
-    role, count = topology.roles[0]
-    store = connector(profile.connector).store
-    caches = IdealCaches(block_tokens=profile.block_tokens)
+        return np.zeros_like(prompts), prompts
+    store = connector(profile.connector).store is not None
+    caches = IdealCaches(block_tokens=profile.block_tokens, pulls=topology.disaggregated)
     asked = []
     for number, request in enumerate(requests):
-        instance = "store" if store else f"{role}-{number % count}"
-        call = Call(role=role, instance=instance, asked_s=number, held_s=number)
+        calls = []
+        for role, count in topology.roles:
+            shared = store and role == "prefill"
+            instance = role if shared else f"{role}-{number % count}"
+            calls.append(Call(role=role, instance=instance, asked_s=number, held_s=number))
         reuse = request.ideal_reuse_tokens
         asked.append(
-            Asked(index=number, prompt=request.prompt_ids, ideal_tokens=reuse, calls=(call,))
+            Asked(index=number, prompt=request.prompt_ids, ideal_tokens=reuse, calls=tuple(calls))
         )
-    hits = {served.index: served.engine_hit for served in caches.serve(asked)}
-    return np.array([hits[number] for number in range(len(requests))], np.int64)
+    cached, moved = np.zeros_like(prompts), np.zeros_like(prompts)
+    for served in caches.serve(asked):
+        if served.role == "decode":
+            moved[served.index] = served.external_hit
+        else:
+            cached[served.index] = served.engine_hit
+    return cached, moved
 
 
 def _load(
-    profile: Profile, params: PdSweep, workload: Workload, cached: NDArray[np.int64], seed: int
+    profile: Profile,
+    params: PdSweep,
+    workload: Workload,
+    hits: tuple[NDArray[np.int64], NDArray[np.int64]],
+    seed: int,
 ) -> Load:
     """The requests as the client sends them, with the overheads of requests that were measured."""
     requests = workload.requests
@@ -177,7 +195,8 @@ def _load(
     moved = seen[rows, 1:] + (prompts - seen[rows, 0])[:, None] * slopes
     return Load(
         prompt_tokens=prompts,
-        cached_tokens=cached,
+        cached_tokens=hits[0],
+        moved_tokens=hits[1],
         output_tokens=np.array([request.max_tokens for request in requests], np.int64),
         offsets_s=None if arrivals.kind == "closed" else np.asarray(arrivals.offsets_s),
         concurrency=arrivals.concurrency,
@@ -210,11 +229,6 @@ def _numbers(found: Simulated, limits: Limits) -> dict[str, float]:
         "system_tps": float(rows["output_tokens"].sum() / took_s),
         "goodput": float(limits.met(rows["ttft_s"], rows["tpot_s"]).mean()) if limited else nan,
     }
-
-
-def _with_interval(metric: str, values: Sequence[float]) -> Predicted:
-    low, high = np.quantile(values, [0.05, 0.95])
-    return Predicted(metric=metric, value=values[0], low=float(low), high=float(high))
 
 
 def _doubts(

@@ -22,8 +22,8 @@ from workbench.metrics.latency import succeeded
 from workbench.params.engine_args import value_of
 from workbench.params.notebooks import PdSweep, check_params
 from workbench.serve.connectors import connector
+from workbench.whatif.costs import Costs
 from workbench.whatif.fits import Fit, fit
-from workbench.whatif.simulation import Costs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -127,7 +127,7 @@ class Profile:
         for name in given:
             wanted, had = getattr(asked, name), self.parameters.get(name)
             if name not in FREE and wanted != had:
-                raise PlanError(must_be(name, f"the profile's {had!r}", wanted, had or "''"))
+                raise PlanError(must_be(name, f"the profile's {had!r}", wanted, had))
         load = {name: value for name, value in given.items() if name in FREE}
         kept = {name: v for name, v in self.parameters.items() if name not in FREE}
         basis = {name: self.parameters[name] for name in ("output_tokens", "seed")}
@@ -143,7 +143,10 @@ def read_profile(path: Path | str) -> Profile:
     try:
         return TypeAdapter(Profile).validate_json(path.read_bytes())
     except OSError as error:
-        raise ResultError(f"{path} cannot be read: {error.strerror}") from error
+        raise ResultError(
+            f"{path} cannot be read: {error.strerror}; give the file of workbench profile (example:"
+            " workbench predict profile.json)"
+        ) from error
     except ValidationError as error:
         raise ResultError(
             f"{path} is not a profile ({error.error_count()} mistakes); workbench profile writes"

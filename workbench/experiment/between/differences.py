@@ -26,7 +26,9 @@ Unlike = Literal["machine", "workload", "model"]
 UNLIKE: tuple[Unlike, ...] = get_args(Unlike)
 REPETITION = "no setting differs: a repetition"
 
-_NO_SETTINGS = {"output_dir", "link_runs", "prometheus_url", "grafana_url", "targets"}
+_NO_SETTINGS = {
+    "output_dir", "link_runs", "prometheus_url", "grafana_url", "targets", "gpu_hour_price",
+}  # fmt: skip
 """Parameters that do not affect what is measured."""
 _SOFTWARE = {"os", "kernel", "python", "engine_python", "GPU driver", "memory_gb"}
 """Of a machine, what an update of its software changes; kernels reserve memory differently."""
@@ -131,6 +133,10 @@ def _must_agree(run: RunFacts) -> Iterator[tuple[Unlike, str, str]]:
             yield "machine", name, _text(told[name])
     if run.workload and run.workload.hash:
         yield "workload", "workload", _workload_text(run)
+    for row in run.models:
+        yield "model", f"dtype of {row.model}", row.dtype
+        yield "model", f"layers of {row.model}", str(row.layers)
+        yield "workload", f"workload of {row.model}", row.workload_hash[:12]
 
 
 def _unequal(

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from math import nan
 from typing import TYPE_CHECKING, TypeVar
 
 from workbench.experiment.findings.checks import check
 from workbench.experiment.findings.compare import compare, summarise
+from workbench.experiment.findings.decision.decision_findings import (
+    decision_headline,
+    decision_rows,
+    decision_sentence,
+)
+from workbench.experiment.findings.decision.point_findings import (
+    energy_doubts,
+    point_rows,
+    power_sentence,
+)
 from workbench.experiment.findings.doubts import (
     draft_doubts,
     limits_of,
@@ -44,6 +54,7 @@ from workbench.experiment.findings.size_findings import (
     size_rows,
     size_sentences,
 )
+from workbench.experiment.findings.target_findings import target_rows
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.result.facts import (
     ClockRow,
@@ -93,13 +104,14 @@ def conclude(
     refusals: Sequence[str] = (),
     links: Sequence[tuple[str, LinkRate, bool]] = (),
     earlier: Sequence[LinkRow] = (),
+    unmetered: Mapping[str, str] | None = None,
 ) -> RunFacts:
     """The facts of a run with all that follows from its rows and counters.
 
     `facts` has the doubts, the clocks and the client's readings so far. `reasons` say why passes
     were not run, `refusals` which caches were not emptied. `links` are the measured link rates of
-    arms, `earlier` the results of runs over other links. Requests that a cancelled run cut off do
-    not count.
+    arms, `earlier` the results of runs over other links. `unmetered` says why the power of arms is
+    unknown. Requests that a cancelled run cut off do not count.
     """
     sent = plan.workload.sample
     if facts.status == "cancelled":
@@ -145,13 +157,25 @@ def conclude(
         under_way=facts.status == "started",
     )
     failed = failed_gates(gates)
+    points = point_rows(plan, requests, energy=facts.energy, unmetered=unmetered)
+    decisions = decision_rows(
+        plan,
+        requests,
+        requests.iloc[:0] if legs is None else legs,
+        rates=rates,
+        found=answered,
+        arms=facts.arms,
+        points=points,
+        gates=gates,
+    )
     found, unproven = "No request succeeded", ""
     if succeeded(requests).any():
         if plan.by_model:
             said, limiting = models_finding(plan, comparisons, rates, answered, sizes, failed)
         elif rates:
-            said = rate_headline(rates, answered)
-            limiting = touching(failed, arms=[rates[0].arm])
+            said, arms = decision_headline(plan, decisions)
+            said = said or rate_headline(rates, answered)
+            limiting = touching(failed, arms=arms or [rates[0].arm])
         elif sizes:
             said, limiting = size_headline(sizes), touching(failed, arms=sizes[0].arms)
         else:
@@ -182,13 +206,17 @@ def conclude(
             *round_doubts(plan),
             *sample_doubts(requests),
             *draft_doubts(plan, passes),
+            *energy_doubts(facts.energy),
         ),
         break_even=told(pays, spoil(failed, "ratios", "times")) if pays else "",
         sentences=(
             *told_once((text, spoil(failed, "times", arms=[arm])) for arm, text in rates_said),
             *told_once(_said_of_arms(sizes, size_sentences, failed)),
             *told_once(_said_of_arms(known, link_sentences, failed)),
-            *(side_by_side(plan, comparisons) if plan.by_model and not sizes else ()),
+            *told_once(
+                (text, spoil(failed, "ratios", arms=arms))
+                for text, arms in (side_by_side(plan, comparisons) if plan.by_model else ())
+            ),
             *(
                 text
                 for part in (parts if not sizes else ())
@@ -198,9 +226,14 @@ def conclude(
         rates=rates,
         sizes=sizes,
         links=known,
+        points=points,
+        decisions=decisions,
+        decision=decision_sentence(plan, decisions),
+        power=power_sentence(facts.energy, unmetered or {}),
         searches=tuple(SearchRow(arm=arm, **asdict(each)) for arm, each in answered.items()),
         summary=summary,
         comparisons=comparisons,
+        targets=target_rows(getattr(plan.params, "targets", ()), facts.arms, comparisons, failed),
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from workbench.errors import ResultError, nearest
+from workbench.experiment.result import point_tables
 from workbench.experiment.result import result_tables as tables
 from workbench.experiment.result.facts import ClockRow, RateRow, RunFacts, TokenRow
 from workbench.experiment.result.result_file import from_plain, read_facts, to_plain
@@ -74,6 +75,11 @@ class Result:
         return [row.model for row in self.run.models]
 
     @property
+    def compares_models(self) -> bool:
+        """Whether the main figure compares several models, so that each needs its own as well."""
+        return bool(self.run.models) and not (self.run.rates or self.run.sizes)
+
+    @property
     def gates(self) -> pd.DataFrame:
         """Every gate: name, outcome, sentence, next_step."""
         return self._marked(tables.frame_of(Gate, self.run.gates))
@@ -108,6 +114,25 @@ class Result:
         frame = self._marked(tables.frame_of(RateRow, self.run.rates))
         frame.attrs["limited"] = self._limited
         return frame
+
+    @property
+    def points(self) -> pd.DataFrame:
+        """One row per arm and cold pass: throughput per GPU, tokens/s per user, cost, energy."""
+        frame = self._marked(point_tables.point_frame(self.run.points))
+        frame.attrs["unit"] = point_tables.unit_of(self.run)
+        return frame
+
+    def point_table(self) -> pd.DataFrame:
+        """The operating points as one table with units and intervals."""
+        return self._showing(point_tables.point_table(self.run), "times")
+
+    def decision_table(self) -> pd.DataFrame:
+        """What each arm serves within the latency limits; empty without limits."""
+        return self._showing(point_tables.decision_table(self.run), "times")
+
+    def decision(self) -> list[str]:
+        """What each arm serves within the latency limits, and how power was measured."""
+        return point_tables.decision_lines(self.run)
 
     @property
     def sizes(self) -> pd.DataFrame:
@@ -202,6 +227,15 @@ class Result:
         name = metric.removesuffix("_s")
         shown.attrs["headers"] = {"ratio": f"{_RATIO_OF.get(name, name.upper())} ratio"}
         return shown
+
+    def model_table(self) -> pd.DataFrame:
+        """TTFT speed-ups of several models side by side; empty for one."""
+        failed = self.run.failed_gates
+        bad = struck_arms(failed, "ratios")
+        frame = tables.model_table(self.run.comparisons, self.run.arms, bad)
+        frame.attrs["failed_gates"] = of_the_run(failed)
+        frame.attrs["shows"] = ("ratios",)
+        return frame
 
     def medians(self, *metrics: str) -> pd.DataFrame:
         """Medians of some metrics as one wide table, in milliseconds and tokens per second."""

@@ -448,6 +448,7 @@ def _facts(
             rounds=plan.rounds,
             took_s={arm: tuple(seconds) for arm, seconds in log.took_s.items()},
         ),
+        energy=tuple(log.energy),
         sessions=tuple(log.sessions) if len(log.sessions) > 1 else (),
         doubts=tuple(log.doubts),
     )
@@ -462,6 +463,7 @@ def _facts(
             refusals=log.refusals,
             links=log.links,
             earlier=log.earlier,
+            unmetered=log.unmetered,
         )
     except Exception as error:  # what was measured must be kept even when it makes no sense
         found = f"The rows could not be analysed: {error!r}"

@@ -8,7 +8,14 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.experiment.result.facts import ArmFacts, ClockRow, LinkRow, PassTime, SessionFacts
+from workbench.experiment.result.facts import (
+    ArmFacts,
+    ClockRow,
+    EnergyRow,
+    LinkRow,
+    PassTime,
+    SessionFacts,
+)
 from workbench.metrics.passes import PassCounters
 from workbench.records import LinkRate, RequestRecord, to_frame
 
@@ -36,6 +43,9 @@ class Collected:
     """Arm, rate, and whether it is from a prefill host to a decode host."""
     earlier: tuple[LinkRow, ...] = ()
     """Results of runs over other links."""
+    energy: list[EnergyRow] = field(default_factory=list)
+    unmetered: dict[str, str] = field(default_factory=dict)
+    """Why the power of an arm, or of a part of its devices, was not measured."""
     refusals: list[str] = field(default_factory=list)
     """Resets that an instance refused."""
     arms: dict[str, ArmFacts] = field(default_factory=dict)

@@ -62,8 +62,8 @@ class TimeBudget:
         rounds, found = self.rounds, []
         if rounds < planned:
             found.append(
-                f"time_budget_s {budget_s:g} was enough for {rounds} of {planned} rounds. The last"
-                f" {planned - rounds} {'was' if planned - rounds == 1 else 'were'} not run."
+                f"time_budget_s {budget_s:g} was enough for {rounds} of {planned} rounds. The"
+                f" last {planned - rounds} {'was' if planned - rounds == 1 else 'were'} not run."
             )
         if budget_s and self.spent_s > budget_s:
             found.append(

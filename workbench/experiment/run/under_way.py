@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from math import nan
+from math import isnan, nan
 from pathlib import Path
 
 from workbench.experiment.result.run_folder import SO_FAR
@@ -48,7 +48,7 @@ class RunUnderWay:
     @property
     def left_s(self) -> float:
         """Expected time until it ends, from now; NaN if unknown."""
-        if self.now is None:
+        if self.now is None or isnan(self.now.left_s):
             return nan
         left_s = self.now.left_s - (time.time() - self.now.at_s)
         # A plan that was overrun says nothing; launches measured here are off by little.

@@ -80,7 +80,7 @@ class InstanceSettings:
     """The period in which the log counts transfers."""
     seed: int = 0
     speed: float = SPEED
-    """Times are those of `Latency` divided by it; less of it is the machine's where it is low."""
+    """Durations are divided by it. With a low value the machine's own work is a small part."""
     fault: str = ""
 
     @property

@@ -18,8 +18,10 @@ from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass
 from workbench.experiment.result.facts import ArmFacts, PassTime
 from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run.launch.across_hosts import clock_rows, measure_links, read_clocks
+from workbench.experiment.run.launch.energy import energy_rows, idle_watts, meters_of
 from workbench.experiment.run.launch.greedy_ties import ask_where_answers_part
 from workbench.experiment.run.launch.isolation import (
+    CounterReading,
     make_state,
     read_counters,
     store_is_quiet,
@@ -37,6 +39,7 @@ from workbench.experiment.run.progress import Progress
 from workbench.experiment.run.run_log import Echo, Log, echo_line
 from workbench.experiment.run.watch import Watch
 from workbench.hardware.machine import ProcessorLoad
+from workbench.hardware.power import watched
 from workbench.load.drive.driver import LoadRun, drive_in_thread
 from workbench.load.drive.workers import drive_in_workers, most_workers
 from workbench.load.files.traces import trace_of_run
@@ -85,6 +88,7 @@ async def measure_arm(
         salt += f"-session-{len(log.sessions)}"
     prompts = plan.workload.build(salt)
     launch = _Launched(plan, arm, number, deployment, folder, log, now)
+    launch.idle_w = await idle_watts(launch.meters)
     where = f"{arm.label}, round {number + 1}"
     whole, ended = prompts, ""
     for measured in plan.passes(arm, number, lambda: log.frame("requests")):
@@ -183,6 +187,10 @@ class _Launched:
         self.plan, self.arm, self.number = plan, arm, number
         self.deployment, self.folder, self.log, self.now = deployment, folder, log, now
         self.counting = LaunchCounts(arm, number, deployment)
+        self.meters = meters_of(arm, deployment)
+        if self.meters.missing:
+            log.unmetered[arm.label] = self.meters.missing
+        self.idle_w: dict[str, float] = {}
         self.columns = {
             "arm": arm.label,
             "topology": arm.topology_text,
@@ -210,6 +218,7 @@ class _Launched:
         clocks = await read_clocks(deployment, log)
         before = await read_counters(deployment)
         self.counting.begins(made, before)
+        self._keep_kv_space(before)
         proxy_before = await deployment.proxy_stats()
         columns = {**self.columns, "pass": measured.name}
         load, rows, others_share = await self._drive(measured, workload, columns)
@@ -258,6 +267,14 @@ class _Launched:
         requests = measured.requests or len(self.plan.workload.sample.requests)
         return self.now.counting(self.arm.label, self.number, measured.name, ended, requests)
 
+    def _keep_kv_space(self, reading: CounterReading) -> None:
+        """Note the KV space of the instances that decode, which they report from their start on."""
+        known = self.log.arms[self.arm.label]
+        if not known.decode_kv_tokens:
+            decoding = [i.name for i in self.deployment.instances if i.role != "prefill"]
+            space = tuple(reading.capacity_tokens[name] for name in decoding)
+            self.log.arms[self.arm.label] = replace(known, decode_kv_tokens=space)
+
     def _time(self, measured: Pass, load: LoadRun) -> PassTime:
         """When the load was sent; the clock of a load has no date."""
         ahead_s = time.time() - time.monotonic()
@@ -301,7 +318,8 @@ class _Launched:
                     driving = drive_in_thread(workload, arrivals, **options)
                 else:
                     driving = drive_in_workers(workload, arrivals, workers=workers, **options)
-                load = await driving
+                with watched(self.meters.found) as used:
+                    load = await driving
         finally:
             # Kept in any case: a cancelled drive has a record of every request too.
             ended.sort(key=lambda record: record.index)
@@ -311,6 +329,10 @@ class _Launched:
             log.requests.append(rows)
             self.folder.write("requests", log.frame("requests"))
         log.gauges.append(pd.DataFrame([{**columns, **row} for row in gauges]))
+        log.energy += energy_rows(
+            used, self.idle_w,
+            arm=self.arm.label, number=self.number, pass_name=measured.name,
+        )  # fmt: skip
         others_share = ProcessorLoad.now(servers).others_since(load_before)
         if deployment.plan is None and httpx.URL(deployment.url).host in _THIS_MACHINE:
             others_share = nan

@@ -1,3 +1,15 @@
+// Arrow keys in a list must reach it: JupyterLab would move to another cell.
+function prepare(el) {
+  const root = el.closest(".workbench");
+  const keep = ({ target }) => target.setAttribute("data-lm-suppress-shortcuts", "true");
+  if (root) {
+    root.addEventListener("focusin", keep);
+    // Plotly fits a figure to its place when the window changes, but not when it first appears.
+    new ResizeObserver(() => window.dispatchEvent(new Event("resize"))).observe(root);
+  }
+  else if (el.isConnected !== true) requestAnimationFrame(() => prepare(el));
+}
+
 // Saves a Plotly figure in either format: its own toolbar button knows one format at a time.
 function save(target, format, filename) {
   const figure = document.querySelector(`.${target} .js-plotly-plot, .${target}.js-plotly-plot`);
@@ -8,6 +20,8 @@ function save(target, format, filename) {
 }
 
 function render({ model, el }) {
+  prepare(el);
+  if (!model.get("target")) return;
   for (const format of ["svg", "png"]) {
     const button = document.createElement("button");
     button.className = "jupyter-button widget-button";

@@ -1,0 +1,120 @@
+"""The explorer without a browser: what it shows for what the browser says."""
+
+import numpy as np
+import pytest
+
+from workbench.explorer.explorer import Explorer
+from workbench.explorer.sources import source_of, what_is
+
+
+@pytest.fixture
+def explorer(recorded):
+    return Explorer([source_of(recorded)])
+
+
+def says(explorer, event, trace, points, box=None):
+    """What the browser sends after a click or a brush."""
+    data = explorer.figure.data[trace]
+    explorer.figure._js2py_pointsCallback = {
+        "event_type": event,
+        "points": {
+            "trace_indexes": [trace] * len(points),
+            "point_indexes": list(points),
+            "xs": [data.x[point] for point in points],
+            "ys": [data.y[point] for point in points],
+        },
+        "device_state": None,
+        "selector": box and {"type": "box", "selector_state": box},
+    }
+
+
+def test_it_begins_with_all_requests_and_lists_the_slowest(explorer, recorded):
+    assert "All 171 requests are drawn." in explorer.note.value
+    time, share, *lines = explorer.figure.data
+    assert len(time.x) == len(share.x) == 171 and len(lines) == 19
+    slowest = 1000 * recorded.requests["ttft_s"].max()
+    assert explorer.found.options[0][0].startswith(f"{slowest:,.4g}  ")
+
+
+def test_arms_passes_and_metric_are_chosen(explorer, recorded):
+    explorer.passes.value = ("cold",)
+    explorer.arms.value = ("2a", "3a")
+    rows = recorded.requests.query("arm in ('2a', '3a') and `pass` == 'cold'")
+    assert f"All {len(rows)} requests" in explorer.note.value
+    explorer.metric.value = "E2E latency, ms"
+    assert np.isclose(sorted(explorer.figure.data[0].y), sorted(1000 * rows["e2e_s"])).all()
+    assert explorer.figure.layout.yaxis.title.text.startswith("E2E latency, ms")
+
+
+def test_a_click_opens_the_request(explorer):
+    says(explorer, "plotly_click", 0, [7])
+    name = explorer.sides[0].source.name(int(explorer.sides[0].drawn[7]))
+    assert f"<h3>{name} (" in explorer.page.value
+
+
+def test_the_list_and_the_search_open_requests_by_keyboard(explorer):
+    explorer.find.value = "2"
+    assert {label.rsplit(" ", 1)[1] for label, _ in explorer.found.options} == {"2"}
+    explorer.found.index = 0
+    assert "request 2 (" in explorer.page.value
+    explorer.find.value = "no such request"
+    assert explorer.found.options == ()
+
+
+def test_a_brush_selects_all_rows_in_its_box_and_can_be_cleared(explorer, recorded):
+    low, high = 60.0, 1000.0
+    box = {"xrange": [-1.0, 1.0], "yrange": [high, low]}
+    slow = np.flatnonzero(explorer.figure.data[0].y >= low)
+    says(explorer, "plotly_selected", 0, slow, box)
+    rows = recorded.requests[1000 * recorded.requests["ttft_s"] >= low]
+    assert len(slow) == len(rows) > 0
+    assert explorer.sides[0].brushed.sum() == len(rows)
+    assert list(explorer.figure.data[1].selectedpoints) == list(slow)
+    counts = rows.groupby(["arm", "pass"]).size()
+    assert explorer.selection.value.count("</td></tr>") == len(counts)
+    assert sum(len(line.x) for line in explorer.figure.data[2:]) == len(rows)
+    explorer.clear.click()
+    assert explorer.clear.disabled and explorer.selection.value == ""
+    assert sum(len(line.x) for line in explorer.figure.data[2:]) == 171
+
+
+def test_a_brush_elsewhere_is_the_box_around_its_points(explorer):
+    share = explorer.figure.data[1]
+    warm = np.flatnonzero(share.x > 90)
+    says(explorer, "plotly_selected", 1, warm, {"xrange": None, "yrange": None})
+    assert explorer.sides[0].brushed.sum() == len(warm)
+
+
+def test_two_results_stand_side_by_side(recorded):
+    both = Explorer([source_of(one) for one in what_is(recorded, recorded.folder)])
+    assert "All 342 requests are drawn." in both.note.value
+    assert len(both.figure.data) == 2 * (2 + 19)
+    says(both, "plotly_click", both.figure.data.index(both.figure.data[21]), [0])
+    assert "<h3>" in both.page.value
+    assert both.figure.layout.yaxis2.matches == "y"
+
+
+def test_lookups_of_a_log_are_explored_likewise(log):
+    explorer = Explorer([source_of(*what_is(log, None))])
+    assert "All 12 lookups are drawn." in explorer.note.value
+    explorer.found.index = 0
+    assert "Token sources" in explorer.page.value and "lookup" in explorer.found.label
+
+
+def test_many_points_are_a_sample_and_say_so(recorded):
+    from dataclasses import replace
+
+    source = source_of(recorded)
+    times = 600
+    many = replace(
+        source,
+        rows=source.rows.loc[source.rows.index.repeat(times)].reset_index(drop=True),
+        metrics={name: np.repeat(values, times) for name, values in source.metrics.items()},
+        name=str,
+    )
+    explorer = Explorer([many])
+    assert "of 102,600 requests are drawn: a random sample" in explorer.note.value
+    drawn = len(explorer.figure.data[0].x)
+    assert 9_000 < drawn <= 10_000 and explorer.figure.data[0].type == "scattergl"
+    explorer.figure.plotly_relayout({"xaxis.range[0]": 0.1, "xaxis.range[1]": 0.2})
+    assert explorer.figure.data[0].x.min() >= 0.1

@@ -1,0 +1,73 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+import workbench as wb
+from workbench.errors import ParameterError, ResultError
+from workbench.experiment.result.result import Result
+from workbench.explorer.sources import LogFiles, source_of, what_is
+
+
+def test_the_rows_of_a_run_are_its_successful_requests(recorded):
+    source = source_of(*what_is(recorded.folder, None))
+    rows = recorded.requests
+    assert source.what == "requests" and "(simulated)" in source.title
+    assert len(source.rows) == len(rows) and source.note == ""
+    assert np.allclose(source.metrics["TTFT, ms"], 1000 * rows["ttft_s"])
+    assert source.rows["share"].between(0, 100).all()
+    assert (source.rows.groupby(["arm", "pass"])["x"].min() == 0).all()
+
+
+def test_failed_requests_are_counted_and_not_drawn(recorded, tmp_path):
+    rows = recorded.requests.copy()
+    rows.loc[3, "error"] = "timeout"
+    failing = Result(run=recorded.run, folder=tmp_path, frames={"requests": rows})
+    source = source_of(failing)
+    assert len(source.rows) == len(rows) - 1
+    assert source.note == "1 failed requests are not drawn."
+
+
+def test_the_rows_of_a_log_are_its_lookups(log):
+    source = source_of(*what_is(str(log), None))
+    assert source.what == "lookups" and source.title == "lmcache.log"
+    assert list(source.metrics["need to load, tokens"]) == [640] * 12
+    assert source.rows["share"].round(1).eq(76.8).all()
+    page = source.page(1)
+    assert "Lines of the log" in page and page.count("r-1,") == 1 and "r-11" not in page
+
+
+def test_an_analysis_of_a_log_is_explored_as_the_log(log, recorded):
+    facts = pd.Series(recorded.run.parameters).to_dict() | {"log_file": str(log)}
+    from dataclasses import replace
+
+    read = replace(recorded, run=replace(recorded.run, parameters=facts))
+    (found,) = what_is(read, None)
+    assert isinstance(found, LogFiles) and found.paths == (log,)
+
+
+def test_what_cannot_be_explored_is_refused(recorded, log, tmp_path):
+    with pytest.raises(ResultError, match="one or two results or run folders"):
+        what_is([recorded, recorded, recorded], None)
+    with pytest.raises(ResultError, match="one or two results or run folders"):
+        what_is(recorded, log)
+    with pytest.raises(ResultError, match=r"result\.json"):
+        what_is(tmp_path, None)
+    with pytest.raises(ParameterError, match="cannot be read"):
+        what_is(tmp_path / "no.log", None)
+
+
+def test_without_a_front_end_there_is_a_figure_and_a_line(recorded, log, monkeypatch):
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    assert wb.explore(recorded, recorded) is None
+    assert wb.explore(log) is None
+    assert [figure.svg.startswith("<svg") for figure in shown] == [True] * 3
+    assert wb.form("pd_sweep").data.endswith("Here: `workbench run pd_sweep`.")
+
+
+def test_unknown_names_are_refused_before_a_form_is_shown():
+    with pytest.raises(ParameterError, match="did you mean 'pd_sweep'"):
+        wb.form("pd_swep")
+    with pytest.raises(ParameterError, match="did you mean 'rounds'"):
+        wb.form("pd_sweep", round=3)
