@@ -11,6 +11,7 @@ from itertools import count
 from math import nan
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -21,6 +22,8 @@ from workbench.compose.compose_file import compose_file
 from workbench.control import tls_context
 from workbench.errors import WorkbenchError
 from workbench.experiment.plan.arms import plan
+from workbench.explorer.opening import form
+from workbench.explorer.sources import what_is
 from workbench.hardware import kv, physics
 from workbench.hardware.interpreter import Interpreter, interpreter
 from workbench.load.catalogue import build
@@ -444,6 +447,11 @@ def foretold(**given: Any) -> None:
     predict(WHAT_IF, params, params.topologies[0])
 
 
+def spoiled_form() -> None:
+    with mock.patch("workbench.explorer.opening.find_spec", lambda name: name != "plotly" or None):
+        form("pd_sweep", interactive=True)
+
+
 def made(name: str, **options: Any) -> Workload:
     return build(name, **{"salt": "s", **options})
 
@@ -470,6 +478,8 @@ def store_arguments(*args: str) -> None:
 
 
 OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
+    (lambda: what_is(["a.log", "."], None), "explore takes one or two", "'a.log'", "result)"),
+    (spoiled_form, "wb.form needs ipywidgets", "plotly", "pip install"),
     # topology, GPUs, connectors, faults
     (lambda: Topology.parse("4"), "topology must be like 1p4d", "'4'", "5a (5 aggregated)"),
     (lambda: Topology(prefill=1), "topology must be like 1p4d", "'1p0d0a'", ""),

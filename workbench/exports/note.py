@@ -13,8 +13,8 @@ from pathlib import Path
 from bs4 import BeautifulSoup, Tag
 
 from workbench.experiment.result.result import Result
-from workbench.exports.image_files import FOLDER as IMAGES
-from workbench.exports.image_files import save_pictures
+from workbench.exports.drawings import FOLDER as IMAGES
+from workbench.exports.drawings import save_drawings
 from workbench.exports.markdown import markdown, tag
 from workbench.exports.sheets import BOOK, save_tables
 from workbench.exports.sheets import FOLDER as TABLES
