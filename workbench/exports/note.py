@@ -54,7 +54,7 @@ def write_note(path: str | Path, *, image_base: str = "") -> Path:
         _add_models(page, found.result)
     _reorder(page)
     _save_texts(page, folder)
-    save_pictures(page, folder)
+    save_drawings(page, folder)
     if found.result is not None:
         _add_files(page, save_tables(found.result, folder, near=source))
     if image_base:
