@@ -12,10 +12,13 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from workbench.errors import ParameterError, WorkbenchError, must_be, unused
+from workbench.errors import ParameterError, WorkbenchError, must_be, needs, unused
 from workbench.params.notebooks import CONNECTORS, NOTEBOOKS
+
+if TYPE_CHECKING:
+    from workbench.experiment.result.facts import TargetRow
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = _parser().parse_args(_values_kept(words))
     except SystemExit as ended:  # argparse's own status for bad input is 2
-        gated = ended.code and words[:1] == ["gate"]
+        gated = ended.code and words[:1] in (["gate"], ["targets"])
         raise SystemExit(_NOT_GATED if gated else ended.code) from None
     options.words = words
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
@@ -42,14 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return int(getattr(options, "bad_input", 2))
     except Exception:
-        if options.act is not _gate:
+        if options.act not in (_gate, _targets):
             raise
         traceback.print_exc()  # Python's own status, 1, would say that there is a regression
         return _NOT_GATED
 
 
 _NOT_GATED = 3
-"""Exit status of `workbench gate` for bad input and errors."""
+"""Exit status of `workbench gate` and `targets` for bad input and errors."""
 
 
 def _values_kept(arguments: Sequence[str]) -> list[str]:
@@ -83,7 +86,7 @@ _EPILOG = """examples:
 exit status:
   0  completed, whatever the gates found
   1  could not be completed, or environment_check found a machine that is not ready
-  2  bad input; nothing was started (gate: undecided, and 3 for bad input)
+  2  bad input; nothing was started (gate, targets: undecided, and 3 for bad input)
 
 Progress and results go to standard output, errors to standard error. Colours appear on a
 terminal only, and not if NO_COLOR is set. Ctrl-C ends a run and every server it started.
@@ -108,11 +111,16 @@ def _parser() -> argparse.ArgumentParser:
             "Runs a notebook by papermill into outputs/NOTEBOOK/RUN_ID/ and renders its page. A"
             " measurement with the same parameters that succeeded before is reused."
         ),
-        epilog="exit status: 0 completed, 1 could not be completed or not ready, 2 bad input",
+        epilog="exit status: 0 completed, 1 could not be completed or not ready, 2 bad input; with"
+        " --check-targets also 3 a target was not met, 4 a target is undecided",
     )
     run.add_argument("notebook", help=", ".join(NOTEBOOKS))
     _add_parameters(run)
     run.add_argument("--force", action="store_true", help="measure again instead of reusing")
+    run.add_argument(
+        "--check-targets", action="store_true",
+        help="end with exit status 3 if a target was not met, 4 if one is undecided",
+    )  # fmt: skip
     _add_verbosity(run)
     run.set_defaults(act=_run)
     everything = acts.add_parser(
@@ -144,11 +152,12 @@ def _parser() -> argparse.ArgumentParser:
     up.set_defaults(act=_up)
     report = acts.add_parser(
         "report",
-        help="render a run as one HTML file, or as Markdown",
+        help="render a run as one HTML file, as Markdown or Benchmark Report",
         description=(
             "Renders an executed notebook or a run folder. html: one page that opens offline. md:"
             " a folder with report.md, images, and all tables as CSV and XLSX, for GitHub and"
-            " HackMD. See docs/reports.md."
+            " HackMD. benchmark-report: a file in the format of llm-d-benchmark for each arm and"
+            " pass. See docs/reports.md."
         ),
     )
     report.add_argument("executed", type=Path, help="such as out.ipynb, or a run folder")
@@ -158,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
         " launches measured so far",
     )  # fmt: skip
     report.add_argument(
-        "--format", choices=("html", "md"), default="html",
+        "--format", choices=("html", "md", "benchmark-report"), default="html",
         help="default: html",
     )  # fmt: skip
     report.add_argument(
@@ -226,6 +235,18 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     _add_unlike(gate)
     gate.set_defaults(act=_gate, bad_input=_NOT_GATED)
+    targets = acts.add_parser(
+        "targets",
+        help="say whether a run met its targets, or others",
+        description="Holds the comparisons of a run against targets; see docs/targets.md.",
+        epilog="exit status: 0 all met, 1 one was not met, 2 undecided, 3 bad input",
+    )
+    targets.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
+    targets.add_argument(
+        "sentences", nargs="*", metavar="TARGET",
+        help="such as 'store-warm ttft cut >= 60%%' (default: the run's own)",
+    )  # fmt: skip
+    targets.set_defaults(act=_targets, bad_input=_NOT_GATED)
     compose = acts.add_parser(
         "compose",
         help="print a Docker Compose file with the servers of a pd_sweep",
@@ -315,6 +336,10 @@ def _report(options: argparse.Namespace) -> int:
         from workbench.exports.note import write_note
 
         print(write_note(executed, image_base=options.image_base))
+    elif options.format == "benchmark-report":
+        from workbench.exports.benchmark_report import write_benchmark_reports
+
+        print(*write_benchmark_reports(executed), sep="\n")
     else:
         from workbench.report.page import write_page
 
@@ -509,14 +534,36 @@ def _run(options: argparse.Namespace) -> int:
     from workbench.notebook_run import run_notebook
 
     given = _given(options)
+    if options.check_targets and not given.get("targets"):
+        raise ParameterError(
+            needs("--check-targets", "targets", "", "-p targets 'store-warm ttft cut >= 60%'")
+        )
     with _progress(options) as progress:
         run = run_notebook(options.notebook, given, force=options.force, progress=progress)
     from workbench.terminal import closing_lines, say, summary_line
 
     say(*closing_lines(run), problem=bool(run.problem) or options.json)
+    status = run.exit_status
+    if options.check_targets and run.facts and not status:
+        status = _status_of(run.facts.targets, not_met=3, undecided=4)
     if options.json:
-        print(summary_line(run))
-    return run.exit_status
+        print(summary_line(run, status))
+    return status
+
+
+def _status_of(rows: Sequence[TargetRow], *, not_met: int, undecided: int) -> int:
+    outcomes = {row.outcome for row in rows}
+    return not_met if "not met" in outcomes else undecided if "undecided" in outcomes else 0
+
+
+def _targets(options: argparse.Namespace) -> int:
+    from workbench.experiment.findings.target_findings import targets_of
+    from workbench.experiment.result.result import load_result
+    from workbench.terminal import say, target_line
+
+    rows = targets_of(load_result(options.run).run, options.sentences)
+    say(*map(target_line, rows))
+    return _status_of(rows, not_met=1, undecided=2)
 
 
 def _run_all(options: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from workbench.experiment.result.facts import RunFacts
+from workbench.experiment.result.facts import RunFacts, TargetRow
 from workbench.experiment.result.result_file import jsonable
 from workbench.experiment.run.now import Now
 from workbench.experiment.run.progress import spell_s
@@ -28,6 +28,7 @@ from workbench.report.outcome import gates_line
 _COLOURS = {
     "ok": "green", "unsure": "yellow", "bad": "red",
     "PASS": "green", "INCONCLUSIVE": "yellow", "FAIL": "red",
+    "met": "green", "undecided": "yellow", "not met": "red",
 }  # fmt: skip
 
 
@@ -54,6 +55,8 @@ def closing_lines(run: NotebookRun) -> Iterator[str]:
             interval(card.low, card.high, card.unit, card.value),
         )
         yield f"  {' '.join(filter(None, shown))}  {card.label}"
+    for row in facts.targets:
+        yield target_line(row)
     if facts.scope:
         yield facts.scope
     if facts.gates:
@@ -67,6 +70,13 @@ def closing_lines(run: NotebookRun) -> Iterator[str]:
     yield from page
 
 
+def target_line(row: TargetRow) -> str:
+    """`met  pd tpot within 20% of aggregated: 3.2 % [1.1, 5.4] (1p1d nixl, cold vs 2a)`."""
+    outcome = click.style(f"{row.mark} {row.outcome}", fg=_COLOURS[row.outcome])
+    where = f" ({row.where})" if row.where else ""
+    return f"  {outcome}  {row.target}: {row.measured}{where}{f'; {row.why}' if row.why else ''}"
+
+
 def next_step(facts: RunFacts) -> str:
     """The run's own, or that of the first gate that did not pass."""
     gates = sorted(facts.gates, key=lambda gate: gate.outcome != "FAIL")
@@ -74,12 +84,13 @@ def next_step(facts: RunFacts) -> str:
     return next(filter(None, [facts.next_step, *steps]), "")
 
 
-def summary_line(run: NotebookRun) -> str:
+def summary_line(run: NotebookRun, exit_status: int) -> str:
     """The run as one line of JSON: all that `closing_lines` says, with paths and the exit status.
 
     docs/result.md lists the fields; result.json has the rest.
     """
-    return json.dumps(_summary(run), ensure_ascii=False, allow_nan=False)
+    summary = _summary(run) | {"exit_status": exit_status}
+    return json.dumps(summary, ensure_ascii=False, allow_nan=False)
 
 
 def summary_of_all(runs: Sequence[NotebookRun], index: Path | None) -> str:
@@ -102,6 +113,7 @@ def _summary(run: NotebookRun) -> dict[str, Any]:
                 {key: getattr(card, key) for key in ("label", "value", "unit", "low", "high")}
                 for card in (facts.numbers if facts else ())
             ],
+            "targets": facts.targets if facts else (),
             "gates_passed": sum(gate.outcome == "PASS" for gate in gates),
             "gates_not_passed": [gate for gate in gates if gate.outcome != "PASS"],
             "doubts": facts.doubts if facts else (),

@@ -18,6 +18,7 @@ from workbench.params.engine_args import (
     variable_mistakes,
 )
 from workbench.params.rules import address_mistakes, body_mistakes, param
+from workbench.params.targets import target_mistakes
 
 FAULTS = (
     "role_chunk_first", "tokens_in_bulk", "error_in_stream", "truncated_stream", "late_finish",
@@ -325,6 +326,11 @@ class LoadParams(EngineParams):
         low=0.0,
         high=1_000_000,
     )
+    targets: list[str] = param(
+        [],
+        "what must hold, e.g. pd tpot within 20% of aggregated (docs/targets.md)",
+        example="store-warm ttft cut >= 60%",
+    )
     prometheus_url: str = param(
         "",
         "URL of a Prometheus that scrapes the servers: adds panels to the page",
@@ -359,6 +365,7 @@ class LoadParams(EngineParams):
 
     def mistakes(self) -> Iterator[str]:
         yield from EngineParams.mistakes(self)
+        yield from target_mistakes(self.targets)
         yield from address_mistakes(
             prometheus_url=self.prometheus_url or (), grafana_url=self.grafana_url or ()
         )

@@ -54,6 +54,7 @@ from workbench.experiment.findings.size_findings import (
     size_rows,
     size_sentences,
 )
+from workbench.experiment.findings.target_findings import target_rows
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.result.facts import (
     ClockRow,
@@ -212,7 +213,10 @@ def conclude(
             *told_once((text, spoil(failed, "times", arms=[arm])) for arm, text in rates_said),
             *told_once(_said_of_arms(sizes, size_sentences, failed)),
             *told_once(_said_of_arms(known, link_sentences, failed)),
-            *(side_by_side(plan, comparisons) if plan.by_model and not sizes else ()),
+            *told_once(
+                (text, spoil(failed, "ratios", arms=arms))
+                for text, arms in (side_by_side(plan, comparisons) if plan.by_model else ())
+            ),
             *(
                 text
                 for part in (parts if not sizes else ())
@@ -229,6 +233,7 @@ def conclude(
         searches=tuple(SearchRow(arm=arm, **asdict(each)) for arm, each in answered.items()),
         summary=summary,
         comparisons=comparisons,
+        targets=target_rows(getattr(plan.params, "targets", ()), facts.arms, comparisons, failed),
     )
 
 

@@ -15,6 +15,7 @@ from math import ceil, isnan
 from typing import Literal
 
 from workbench.errors import ParameterError, PlanError, must_be, unused
+from workbench.experiment.plan.compared import check_targets
 from workbench.experiment.plan.engine_setup import (
     check_engine,
     check_gpu_memory,
@@ -70,6 +71,13 @@ def plan(params: EngineParams) -> ExperimentPlan:
     Raises PlanError for what cannot be run, ParameterError for a workload that cannot be built or
     has more requests in flight than this process may have files.
     """
+    made = _of_models(params)
+    check_targets(made)
+    return made
+
+
+def _of_models(params: EngineParams) -> ExperimentPlan:
+    """The plan of one model, or of several."""
     if not isinstance(params, PdSweep) or not params.models:
         return _checked(_within_minutes(_planned(params)))
     parts = {}

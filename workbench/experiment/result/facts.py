@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from math import nan
+from math import isnan, nan
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from workbench.experiment.result.claim_account import ClaimAccount
@@ -13,7 +13,7 @@ from workbench.metrics.gates.gate import Gate
 from workbench.metrics.gates.gate_effects import failed_gates
 from workbench.metrics.gates.gate_table import GRADES, Effect, Kind
 from workbench.metrics.ledger.ledger import Account
-from workbench.metrics.statistics import Estimate, Number, Ratio
+from workbench.metrics.statistics import Estimate, Number, Ratio, three_digits
 
 if TYPE_CHECKING:
     pass
@@ -104,6 +104,51 @@ class Comparison:
     def arms(self) -> tuple[str, ...]:
         """The arms that are compared."""
         return tuple(dict.fromkeys((self.arm, self.baseline_arm)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetRow:
+    """A target, and the comparison that decides it: of several the worst."""
+
+    target: str
+    outcome: Literal["met", "not met", "undecided"]
+    value: Number = nan
+    """What the target speaks of, in percent: a cut, a gain, or the metric relative to its
+    reference (of `within` minus 100)."""
+    low: Number = nan
+    high: Number = nan
+    arm: str = ""
+    pass_name: str = ""
+    baseline_arm: str = ""
+    baseline_pass: str = ""
+    comparisons: int = 0
+    """As many does it name."""
+    why: str = ""
+    """Why it is undecided, or why to doubt it."""
+
+    @property
+    def measured(self) -> str:
+        """`72.1 % [68.0, 75.3]`, or that it is not known."""
+        if isnan(self.value):
+            return "not known"
+        value, *ends = (
+            f"{'-' if each < 0 else ''}{three_digits(abs(each))}"
+            for each in (self.value, self.low, self.high)
+        )
+        return f"{value} %" + ("" if isnan(self.low) else f" [{', '.join(ends)}]")
+
+    @property
+    def where(self) -> str:
+        """`1p1d nixl, store-warm vs cold`; empty if nothing was measured."""
+        if not self.arm:
+            return ""
+        against = self.baseline_pass if self.arm == self.baseline_arm else self.baseline_arm
+        return f"{self.arm}, {self.pass_name} vs {against}"
+
+    @property
+    def mark(self) -> str:
+        """The shape that stands before the outcome."""
+        return {"met": "●", "undecided": "◆", "not met": "▲"}[self.outcome]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -564,6 +609,7 @@ class RunFacts:
     hosts: tuple[HostRow, ...] = ()
     summary: tuple[SummaryRow, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
+    targets: tuple[TargetRow, ...] = ()
     client: Mapping[str, Number] = field(default_factory=dict)
     """The worst of each reading of the client's health."""
     launches: LaunchFacts | None = None

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from workbench.experiment.findings.compare import rivals
 from workbench.experiment.findings.decision.point_findings import gpus_of
 from workbench.experiment.findings.rate_findings import kept_up
 from workbench.experiment.findings.sentences import count, percent
+from workbench.experiment.plan.compared import rivals
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.plan.rates import latency_limits, rate_name
 from workbench.experiment.plan.search import Answer, Limits, Point
