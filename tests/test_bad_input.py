@@ -6,6 +6,7 @@ import asyncio
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from math import nan
 from pathlib import Path
@@ -15,6 +16,8 @@ from unittest import mock
 import pytest
 
 from tests.load.words import Words
+from tests.whatif.known import known_profile
+from workbench.cli import check_image_base
 from workbench.compose.compose_file import compose_file
 from workbench.control import tls_context
 from workbench.errors import WorkbenchError
@@ -32,7 +35,9 @@ from workbench.load.workload.workload import Workload, asked_again, short
 from workbench.load.workload.written import word_ids, written
 from workbench.monitoring.annotations import Grafana
 from workbench.monitoring.history import Prometheus
+from workbench.notebook_run import partial_page
 from workbench.params.notebooks import NOTEBOOKS, check_params
+from workbench.report.page import read_executed
 from workbench.serve.checks.argument_check import check_store_arguments
 from workbench.serve.checks.capacity import Capacity, check_capacity, check_store, check_tiers
 from workbench.serve.connectors import connector
@@ -42,6 +47,9 @@ from workbench.serve.simulated.faults import applies
 from workbench.serve.tiny_model import model_facts
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import TensorParallel, Topology
+from workbench.whatif.prediction import predict
+from workbench.whatif.profile import read_profile
+from workbench.whatif.profile_plan import profile_plan
 
 SWEEP, PREFIX, HITS = "pd_sweep", "single_instance_prefix_cache", "lmcache_hit_analysis"
 CLAIMS = "paper_claim_validation"
@@ -60,6 +68,73 @@ PARAMETERS = [
     (SWEEP, {"topology": "p4d"}, "topology must be like 1p4d", "'p4d'", "5a (5 aggregated)"),
     (SWEEP, {"topology": "0p0d"}, "topology must be like 1p4d", "'0p0d'", "counts from 1"),
     (SWEEP, {"topology": 5}, "topology must be like 1p4d", "'5'", "topology 1p4d"),
+    (
+        SWEEP,
+        {"models": "tiny"},
+        "models must be at least two different",
+        "'tiny'",
+        "tiny,tiny-wide",
+    ),
+    (SWEEP, {"models": "tiny,tiny"}, "models must be at least two", "'tiny,tiny'", "different"),
+    (SWEEP, {"models": "tiny,,a/b"}, "models must be at least two", "'tiny,,a/b'", ""),
+    (SWEEP, {"models": "{tiny"}, "models must be a list of names, or a mapping", "'{tiny'", ""),
+    (SWEEP, {"models": 2.5}, "models must be a list of names, or a mapping", "2.5", ""),
+    (
+        SWEEP,
+        {"models": {"tiny": 3, "a/b": {}}},
+        "models must be a mapping of parameters for tiny",
+        "3",
+        "prefill_tp",
+    ),
+    (
+        SWEEP,
+        {"models": {"tiny": {"prefil_tp": 2}, "a/b": None}},
+        "models: tiny cannot have 'prefil_tp' of its own",
+        "prefil_tp",
+        "mean 'prefill_tp'?",
+    ),
+    (
+        SWEEP,
+        {"models": {"tiny": {"prefill_tp": 0}, "a/b": None}},
+        "models, tiny: prefill_tp must be between 1 and 64",
+        "0",
+        "prefill_tp 1",
+    ),
+    (
+        SWEEP,
+        {"models": {"tiny": {"context_tokens": 4096}, "a/b": {}}},
+        "models, tiny: context_tokens must be at least prompt_tokens",
+        "4,096",
+        "24576",
+    ),
+    (
+        SWEEP,
+        {"models": "tiny,tiny-wide", "model": "a/b"},
+        "model=a/b and models=tiny,tiny-wide exclude each other",
+        "a/b",
+        "Leave out one",
+    ),
+    (
+        SWEEP,
+        {**ATTACH, "models": "tiny,tiny-wide"},
+        "models=tiny,tiny-wide does not apply to",
+        "tiny",
+        "engine=attach",
+    ),
+    (
+        SWEEP,
+        {"models": "tiny,tiny-wide", "link_runs": "a"},
+        "link_runs needs a sweep of one model",
+        "'tiny,tiny-wide'",
+        "",
+    ),
+    (
+        SWEEP,
+        {"models": "tiny,a/b", "engine": "simulated"},
+        "models, a/b: model=a/b does not apply to engine=simulated",
+        "a/b",
+        "-p engine vllm",
+    ),
     (SWEEP, {"topology": None}, "topology must be a", "None", "topology 1p4d"),
     (SWEEP, {"connector": "lmcash"}, "connector must be one of none, lmcache", "'lmcash'", ""),
     (SWEEP, {"mooncake_protocol": "ib"}, "mooncake_protocol must be one of tcp, rdma", "'ib'", ""),
@@ -74,6 +149,14 @@ PARAMETERS = [
     (SWEEP, {"fork": "perhaps"}, "fork must be True or False", "'perhaps'", "fork True"),
     (SWEEP, {"text": "poetry"}, "text must be one of astrophysics", "'poetry'", ""),
     (SWEEP, {"fault": "smoke"}, "fault must be one of role_chunk_first", "'smoke'", "wrong_kv"),
+    (
+        SWEEP,
+        {"targets": ["ttft fast"]},
+        "targets must be [ARM] [PASS] METRIC",
+        "'ttft fast'",
+        "ttft cut",
+    ),
+    (PREFIX, {"targets": "throughput cut >= 5%"}, "targets must be [ARM]", "put cut", "gain"),
     (SWEEP, {"fault": "wrong_kv"}, "fault=wrong_kv does not", "wrong_kv", "simula"),
     (SWEEP, {"engine": "simulated", "model": "a/b"}, "model=a/b does not", "a/b", "vllm"),
     (SWEEP, {**ATTACH, "dtype": "float16"}, "dtype=float16 does not", "float16", ""),
@@ -179,6 +262,13 @@ PARAMETERS = [
     (SWEEP, {"arrivals": "ramp", "rate_per_s": 1}, "arrivals=ramp needs end_rate_per_s", "0", ""),
     (SWEEP, {"end_rate_per_s": 4}, "end_rate_per_s=4 does not", "4", ""),
     (SWEEP, {"burstiness": 0.5}, "burstiness=0.5 does not", "0.5", "gamma"),
+    (
+        SWEEP,
+        {"gpu_hour_price": "2.5"},
+        "gpu_hour_price must be a number above 0, a space and a currency code",
+        "2.5",
+        "2.5 USD",
+    ),
     (SWEEP, {"search": True}, "search=True needs ttft_limit_ms", "True", "-p ttft_limit_ms 500"),
     (SWEEP, {"rates_per_s": [1, 1]}, "rates_per_s must be different", "[1.0, 1.0]", "1,2,4"),
     (SWEEP, {"rates_per_s": [0, 1]}, "rates_per_s must be different", "[0.0, 1.0]", "above 0"),
@@ -215,6 +305,8 @@ PARAMETERS = [
     (SWEEP, {**SIZES, "workload": "text"}, "working_sets needs workload=ref", "'text'", "short"),
     (SWEEP, {**SIZES, "rates_per_s": [1]}, "working_sets needs a closed", "'closed'", "rate sweep"),
     (SWEEP, {**SIZES, "requests": 4}, "requests=4 does not", "4", "-p working_sets 0.5,2,8"),
+    (SWEEP, {"time_budget_s": "an hour"}, "time_budget_s must be a number", "'an hour'", "3600"),
+    (SWEEP, {"time_budget_s": -1}, "time_budget_s must be between 0 and", "-1", "3600"),
     (SWEEP, {"rates_per_s": ["x"]}, "rates_per_s must be a list of numbers", "['x']", "1,2,4"),
     (SWEEP, {**LIMIT, "rates_per_s": [1]}, "search=True and rates_per_s=1", "True", ""),
     (SWEEP, {"rates_per_s": [1], "rate_per_s": 2}, "rate_per_s=2.0 and rates_per_s=1", "2", ""),
@@ -347,6 +439,14 @@ def needs(
     check_capacity(Topology.parse(topology), spans, capacity, settings)
 
 
+WHAT_IF = known_profile()
+
+
+def foretold(**given: Any) -> None:
+    params = WHAT_IF.params({"rate_per_s": 1, "topology": "1p2d", "prompt_tokens": 4_000} | given)
+    predict(WHAT_IF, params, params.topologies[0])
+
+
 def spoiled_form() -> None:
     with mock.patch("workbench.explorer.opening.find_spec", lambda name: name != "plotly" or None):
         form("pd_sweep", interactive=True)
@@ -443,6 +543,13 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
      "-p connector mooncake -p mooncake_protocol rdma"),
     (lambda: plan(check_params(SWEEP, {"connector": "mooncake", "mooncake_protocol": "rdma"})),
      "mooncake_protocol must be tcp", "'rdma'", "without RDMA devices"),
+    (lambda: plan(check_params(SWEEP, {"engine": "simulated", "time_budget_s": 3})),
+     "time_budget_s must be at least", "3", "for a round of 3 arms"),
+    (lambda: partial_page(Path("/none/pd_sweep/a-run")), "/none/pd_sweep/a-run must be the folder",
+     "a-run", "a run that is unfinished"),
+    (lambda: partial_page(Path("/none/environment_check/here")),
+     "/none/environment_check/here must be in the folder of pd_sweep or single_", "here",
+     "--partial"),
     # what a compose file cannot have
     (lambda: compose_file({"engine": "simulated"}), "engine must be vllm, because a compose file",
      "'simulated'", "-p engine vllm"),
@@ -462,6 +569,12 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
     # model folders and certificates
     (lambda: model_facts("/nowhere/llama"), "model must be an existing folder", "'/nowhere/llama'",
      "empty for the tiny model"),
+    (lambda: plan(check_params(SWEEP, {"models": "/nowhere/llama,tiny", "platform": "cpu"})),
+     "models, llama: model must be an existing folder", "'/nowhere/llama'", "for the tiny model"),
+    (lambda: plan(check_params(SWEEP, {"model": "tiny", "context_tokens": 50_000,
+                                       "platform": "cpu"})),
+     "context_tokens must be at most 40,960, the context of tiny-llama", "50,000",
+     "-p context_tokens 40960"),
     (lambda: model_tokenizer("/nowhere/llama"), "model (engine attach: tokenizer) must",
      "'/nowhere/llama'", "/models/"),
     (tls_context, "SSL_CERT_FILE in the environment must be an existing file", "'/none.pem'", ""),
@@ -470,6 +583,25 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
      "GRAFANA_TOKEN", "export"),
     (lambda: asyncio.run(Prometheus(url="http://127.0.0.1:9").instant("up")),
      "prometheus_url must be a running Prometheus", "http://127.0.0.1:9 did not respond", "curl"),
+    # predictions
+    (lambda: replace(WHAT_IF, machine={**WHAT_IF.machine, "cpu": "Z80"}).params({}),
+     "this profile is of another machine", "cpu 'Z80'", "workbench profile -p connector nixl"),
+    (lambda: foretold(kv_cache_mib=64), "kv_cache_mib must be the profile's 256", "64",
+     "-p kv_cache_mib 256"),
+    (lambda: foretold(fault="wrong_kv"), "fault must be the profile's ''", "'wrong_kv'", ""),
+    (lambda: foretold(prompt_tokens=9_000), "prompt_tokens must be within the profiled lengths",
+     "9,000", "-p prompt_tokens 8000"),
+    (lambda: foretold(ttft_limit_ms=5), "ttft_limit_ms must be at least 50", "5", ""),
+    (lambda: foretold(workload="multi_turn_conversation", rate_per_s=0), "workload must be one who",
+     "'multi_turn_conversation'", "batch_processing"),
+    (lambda: foretold(output_tokens=400_000, context_tokens=500_000), "context_tokens must be the",
+     "500,000", "24576"),
+    (lambda: read_profile("/nowhere/profile.json"), "/nowhere/profile.json cannot be read",
+     "No such file", "workbench predict profile.json"),
+    (lambda: read_profile(__file__), f"{__file__} is not a profile", "mistakes",
+     "workbench profile -p connector nixl"),
+    (lambda: profile_plan(check_params(SWEEP, {"engine": "simulated", "connector": "mooncake"})),
+     "connector must be one that moves KV after prefill", "'mooncake'", "-p connector nixl"),
     # workloads
     (lambda: made("shrot"), "unknown workload", "'shrot'", "did you mean 'short'?"),
     (lambda: made("short", prompt_token=9), "workload short has no option", "'prompt_token'",
@@ -518,6 +650,9 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
      "'ftp://x'", ""),
     (lambda: drive_in_workers(short(salt="s"), arrivals.closed(1), workers=9).send(None),
      "client_workers must be 1", "9", "one per request in flight"),
+    (lambda: check_image_base("https://a", "html"), "--image-base=https://a does not", "", ""),
+    (lambda: check_image_base("a", "md"), "--image-base must be an http address", "'a'", ""),
+    (lambda: read_executed("/none.ipynb"), "/none.ipynb does not exist", "", "a run folder"),
     # arithmetic
     (lambda: kv.KvShape(layers=0, kv_heads=1, head_dim=1), "layers must be above 0", "0", ""),
     (lambda: kv.quantisation_ratio(bits=4, group=0), "group must be above 0", "0", ""),

@@ -12,6 +12,7 @@ import papermill
 import pytest
 from nbclient.exceptions import DeadKernelError
 
+from tests.whatif.known import known_profile
 from workbench import cli
 from workbench.experiment.plan.plan import run_id
 from workbench.hardware.interpreter import Interpreter
@@ -85,9 +86,10 @@ def executed(monkeypatch):
         ("run pd_sweep -f {tmp}/binary.yaml", "binary.yaml cannot be read as YAML"),
         ("run pd_sweep -f {tmp}/numbers.yaml", "pd_sweep has no parameter '1'"),
         ("run pd_sweep -f {tmp}/wrong.yaml", "rounds must be an integer, got [3]"),
-        ("report {tmp}/none.ipynb", "none.ipynb does not exist; give an executed notebook"),
+        ("report {tmp}/none.ipynb", "none.ipynb does not exist. Give an executed notebook"),
         ("report {tmp}/list.yaml", "cannot be read as a notebook"),
-        ("report {tmp}", "is a folder; give an executed notebook"),
+        ("report {tmp}", "holds none of run.ipynb, run.failed.ipynb, result.json. Give an"),
+        ("report a.ipynb --image-base https://a", "--image-base=https://a does not apply to"),
         ("index --output-dir {tmp}/nowhere", "nowhere is not a folder: run a notebook first"),
     ],
 )
@@ -104,6 +106,36 @@ def test_bad_input_is_one_sentence_and_nothing_starts(
     assert sentence in shown.err
     assert "Traceback" not in shown.err
     assert shown.out == ""
+    assert executed == []
+
+
+def target(outcome, text="pd tpot within 20%"):
+    return {
+        "target": text, "outcome": outcome, "value": 3.0, "low": 1.0, "high": 5.0,
+        "arm": "1p1d nixl", "pass": "cold", "baseline_arm": "2a", "baseline_pass": "cold",
+        "comparisons": 1, "why": "",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "status"),
+    [(["met", "met"], 0), (["met", "undecided"], 4), (["undecided", "not met"], 3)],
+)
+def test_targets_are_an_exit_status_on_demand(outcomes, status, executed, tmp_path, capsys):
+    executed.facts = {"targets": [target(outcome) for outcome in outcomes]}
+    words = ["run", "pd_sweep", "-q", "-p", "engine", "simulated", "-p", "output_dir"]
+    words += [str(tmp_path), "-p", "targets", "pd tpot within 20%"]
+    assert cli.main(words) == 0
+    assert cli.main([*words, "--check-targets"]) == status  # of the result that is reused
+    shown = capsys.readouterr().out
+    for outcome in outcomes:
+        line = f"{outcome}  pd tpot within 20%: 3.00 % [1.00, 5.00] (1p1d nixl, cold vs 2a)"
+        assert line in shown
+
+
+def test_an_exit_status_of_targets_needs_targets(executed, capsys):
+    assert cli.main(["run", "pd_sweep", "--check-targets"]) == 2
+    assert "--check-targets needs targets" in capsys.readouterr().err
     assert executed == []
 
 
@@ -345,3 +377,13 @@ def test_the_dashboard_and_the_rules_are_printed_as_files(capsys):
     assert capsys.readouterr().out.startswith("groups:\n- name: workbench\n")
     assert cli.main(["monitoring", "prometheus", "--output-dir", "/data"]) == 0
     assert "/data/prometheus/*.json" in capsys.readouterr().out
+
+
+def test_a_prediction_from_a_profile(tmp_path, capsys):
+    file = str(known_profile().write(tmp_path))
+    load = ("-p", "topology", "2p6d", "-p", "rate_per_s", "3", "-p", "prompt_tokens", "4000")
+    assert cli.main(["predict", file, *load, "-p", "ttft_limit_ms", "500"]) == 0
+    out = capsys.readouterr().out
+    assert "2p6d: at most" in out and "within limits" in out and "not checked here" in out
+    assert cli.main(["predict", file, "-p", "kv_cache_mib", "64"]) == 2
+    assert "kv_cache_mib must be the profile's 256" in capsys.readouterr().err

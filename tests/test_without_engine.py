@@ -42,7 +42,7 @@ ENGINE = (
 OURS = (
     "aiohttp", "bs4", "click", "httptools", "httpx", "IPython", "jinja2", "matplotlib", "nbclient",
     "nbconvert", "nbformat", "orjson", "pandas", "papermill", "psutil", "pyarrow", "scipy",
-    "seaborn", "tqdm", "yaml",
+    "seaborn", "simpy", "tqdm", "yaml",
 )  # fmt: skip
 """Our dependencies but numpy, pydantic and uvloop, which vLLM has."""
 THERE = (

@@ -16,7 +16,7 @@ _HOMES = {
     "check_params": "workbench.params.notebooks",
     "claim_panels": "workbench.report.claims",
     "claim_table": "workbench.report.claims",
-    "compare_results": "workbench.report.comparison",
+    "compare_results": "workbench.report.comparing.comparison",
     "deploy": "workbench.experiment.run.servers",
     "explore": "workbench.explorer.opening",
     "figures": "workbench.report.figures",

@@ -6,14 +6,19 @@ import argparse
 import json
 import logging
 import os
+import shlex
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from workbench.errors import ParameterError, WorkbenchError
+from workbench.errors import ParameterError, WorkbenchError, must_be, needs, unused
 from workbench.params.notebooks import CONNECTORS, NOTEBOOKS
+
+if TYPE_CHECKING:
+    from workbench.experiment.result.facts import TargetRow
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,7 +26,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     A run whose checks failed was carried out; a machine that is not ready for the others is 1.
     """
-    options = _parser().parse_args(_values_kept(sys.argv[1:] if arguments is None else arguments))
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        options = _parser().parse_args(_values_kept(words))
+    except SystemExit as ended:  # argparse's own status for bad input is 2
+        gated = ended.code and words[:1] in (["gate"], ["targets"])
+        raise SystemExit(_NOT_GATED if gated else ended.code) from None
+    options.words = words
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     try:
         status = int(options.act(options))
@@ -32,7 +43,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except WorkbenchError as error:
         print(error, file=sys.stderr)
-        return 2
+        return int(getattr(options, "bad_input", 2))
+    except Exception:
+        if options.act not in (_gate, _targets):
+            raise
+        traceback.print_exc()  # Python's own status, 1, would say that there is a regression
+        return _NOT_GATED
+
+
+_NOT_GATED = 3
+"""Exit status of `workbench gate` and `targets` for bad input and errors."""
 
 
 def _values_kept(arguments: Sequence[str]) -> list[str]:
@@ -53,15 +73,20 @@ _EPILOG = """examples:
   workbench run pd_sweep -p topology 1p4d --json | jq .headline
   workbench run-all --params params/cpu_demo        the five notebooks, then outputs/index.html
   workbench up -p topology 1p4d                     start servers, print their URL; Ctrl-C ends them
+  workbench status                                  runs under way: what they do, time left
+  workbench report outputs/pd_sweep/RUN --partial   the page of a run under way, so far
   workbench report out.ipynb                        the page of a notebook that papermill ran
   workbench compare outputs/pd_sweep/RUN bench.json
+  workbench gate outputs/pd_sweep/RUN --against base/pd_sweep/RUN --allow 5%
   workbench compose -p topology 1p4d > compose.yaml   for Docker Compose; see docs/compose.md
+  workbench profile -p connector nixl               measure 1p1d for predictions; docs/whatif.md
+  workbench predict profile.json -p topology 2p6d -p rate_per_s 3 -p ttft_limit_ms 500
   papermill --help-notebook notebooks/pd_sweep.ipynb   every parameter of a notebook
 
 exit status:
   0  completed, whatever the gates found
   1  could not be completed, or environment_check found a machine that is not ready
-  2  bad input; nothing was started
+  2  bad input; nothing was started (gate, targets: undecided, and 3 for bad input)
 
 Progress and results go to standard output, errors to standard error. Colours appear on a
 terminal only, and not if NO_COLOR is set. Ctrl-C ends a run and every server it started.
@@ -78,10 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    acts = parser.add_subparsers(
-        required=True,
-        metavar="run | run-all | up | report | index | compare | compose | monitoring | claims",
-    )
+    acts = parser.add_subparsers(required=True)
     run = acts.add_parser(
         "run",
         help="run one notebook, then render its page",
@@ -89,11 +111,16 @@ def _parser() -> argparse.ArgumentParser:
             "Runs a notebook by papermill into outputs/NOTEBOOK/RUN_ID/ and renders its page. A"
             " measurement with the same parameters that succeeded before is reused."
         ),
-        epilog="exit status: 0 completed, 1 could not be completed or not ready, 2 bad input",
+        epilog="exit status: 0 completed, 1 could not be completed or not ready, 2 bad input; with"
+        " --check-targets also 3 a target was not met, 4 a target is undecided",
     )
     run.add_argument("notebook", help=", ".join(NOTEBOOKS))
     _add_parameters(run)
     run.add_argument("--force", action="store_true", help="measure again instead of reusing")
+    run.add_argument(
+        "--check-targets", action="store_true",
+        help="end with exit status 3 if a target was not met, 4 if one is undecided",
+    )  # fmt: skip
     _add_verbosity(run)
     run.set_defaults(act=_run)
     everything = acts.add_parser(
@@ -123,9 +150,41 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_parameters(up)
     up.set_defaults(act=_up)
-    report = acts.add_parser("report", help="render an executed notebook as one HTML file")
-    report.add_argument("executed", type=Path, help="such as out.ipynb; the page is out.html")
+    report = acts.add_parser(
+        "report",
+        help="render a run as one HTML file, as Markdown or Benchmark Report",
+        description=(
+            "Renders an executed notebook or a run folder. html: one page that opens offline. md:"
+            " a folder with report.md, images, and all tables as CSV and XLSX, for GitHub and"
+            " HackMD. benchmark-report: a file in the format of llm-d-benchmark for each arm and"
+            " pass. See docs/reports.md."
+        ),
+    )
+    report.add_argument("executed", type=Path, help="such as out.ipynb, or a run folder")
+    report.add_argument(
+        "--partial", action="store_true",
+        help="of a run that is under way or was interrupted, given by its folder: render the"
+        " launches measured so far",
+    )  # fmt: skip
+    report.add_argument(
+        "--format", choices=("html", "md", "benchmark-report"), default="html",
+        help="default: html",
+    )  # fmt: skip
+    report.add_argument(
+        "--image-base", default="", metavar="URL",
+        help="only with md: where the folder is published, for sites that know no relative links",
+    )  # fmt: skip
     report.set_defaults(act=_report)
+    status = acts.add_parser(
+        "status",
+        help="list the runs under way on this machine",
+        description=(
+            "Lists your runs under way on this machine, whatever their outputs folder: launches"
+            " measured, what each does now, the time left, and its page so far."
+        ),
+    )
+    status.add_argument("--json", action="store_true", help="print one line of JSON")
+    status.set_defaults(act=_status)
     index = acts.add_parser("index", help="render outputs/index.html, which lists every run")
     index.add_argument("--output-dir", default="outputs", help="default: outputs")
     index.set_defaults(act=_index)
@@ -140,9 +199,54 @@ def _parser() -> argparse.ArgumentParser:
         "--pass", default="", dest="cache_state", help="compare this pass only, such as store-warm"
     )
     compare.add_argument(
-        "--figure", type=Path, metavar="FILE", help="write the distributions as SVG to FILE"
+        "--figure", type=Path, metavar="FILE",
+        help="write the speed-ups of the first two runs as SVG to FILE; beside another tool's file"
+        " the distributions",
+    )  # fmt: skip
+    compare.add_argument(
+        "--page", type=Path, metavar="FILE", help="write everything as one HTML page to FILE"
     )
+    _add_unlike(compare)
     compare.set_defaults(act=_compare)
+    gate = acts.add_parser(
+        "gate",
+        help="say whether a run is worse than its baseline by more than is allowed",
+        description=(
+            "Compares TTFT, TPOT and throughput of each arm and pass with a baseline run, and"
+            " decides by intervals. See docs/gate.md for CI."
+        ),
+        epilog="exit status: 0 no regression, 1 regression, 2 undecided, 3 bad input",
+    )
+    gate.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
+    gate.add_argument(
+        "--against", nargs="+", type=Path, required=True, metavar="BASE",
+        help="folder of the baseline run; more folders that repeat it give the noise floor",
+    )  # fmt: skip
+    gate.add_argument(
+        "--allow", required=True, metavar="PERCENT",
+        help="how much worse is allowed, such as 5%%: latency higher, throughput lower",
+    )  # fmt: skip
+    gate.add_argument("--arm", default="", help="only this arm")
+    gate.add_argument("--pass", default="", dest="cache_state", help="only this pass")
+    gate.add_argument("--junit", type=Path, metavar="FILE", help="write JUnit XML to FILE")
+    gate.add_argument(
+        "--summary", type=Path, metavar="FILE",
+        help="append Markdown of at most 30 lines to FILE, such as $GITHUB_STEP_SUMMARY",
+    )  # fmt: skip
+    _add_unlike(gate)
+    gate.set_defaults(act=_gate, bad_input=_NOT_GATED)
+    targets = acts.add_parser(
+        "targets",
+        help="say whether a run met its targets, or others",
+        description="Holds the comparisons of a run against targets; see docs/targets.md.",
+        epilog="exit status: 0 all met, 1 one was not met, 2 undecided, 3 bad input",
+    )
+    targets.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
+    targets.add_argument(
+        "sentences", nargs="*", metavar="TARGET",
+        help="such as 'store-warm ttft cut >= 60%%' (default: the run's own)",
+    )  # fmt: skip
+    targets.set_defaults(act=_targets, bad_input=_NOT_GATED)
     compose = acts.add_parser(
         "compose",
         help="print a Docker Compose file with the servers of a pd_sweep",
@@ -154,6 +258,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_parameters(compose)
     compose.set_defaults(act=_compose)
+    profile = acts.add_parser(
+        "profile",
+        help="measure 1p1d at several lengths and batches, and write profile.json",
+        description=(
+            "Takes the parameters of pd_sweep: its workload says the lengths that are measured,"
+            " concurrency the largest batch. Predictions come from profile.json alone."
+        ),
+    )
+    _add_parameters(profile)
+    profile.set_defaults(act=_profile)
+    predict = acts.add_parser(
+        "predict",
+        help="predict a topology from a profile, and check it by measured runs",
+        description=(
+            "Simulates the cold pass of a pd_sweep on other topologies. Without a measured run no"
+            " number is checked, and the output says so."
+        ),
+    )
+    predict.add_argument("profile", type=Path, help="profile.json of workbench profile")
+    predict.add_argument(
+        "--measured", type=Path, action="append", default=[], metavar="RUN",
+        help="folder of a pd_sweep whose topologies are predicted too; repeat for more",
+    )  # fmt: skip
+    _add_parameters(predict)
+    predict.set_defaults(act=_predict)
     claims = acts.add_parser("claims", help="list, show or check the published claims")
     claims.set_defaults(act=_claims)
     looks = claims.add_subparsers(dest="look", required=True, metavar="list | show | check")
@@ -181,6 +310,7 @@ def _parser() -> argparse.ArgumentParser:
         "--connector", choices=CONNECTORS, default="", help="only with dashboard: only its panels"
     )
     monitoring.set_defaults(act=_monitoring)
+    acts.metavar = " | ".join(acts.choices)
     return parser
 
 
@@ -194,14 +324,46 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from workbench.report.page import write_page
+    if options.image_base:
+        check_image_base(options.image_base, options.format)
+    executed = options.executed
+    if options.partial:
+        from workbench.notebook_run import partial_page
 
-    if not options.executed.is_file():
-        what = "is a folder" if options.executed.is_dir() else "does not exist"
+        page = partial_page(executed.absolute())
+        executed = page.with_name("run.ipynb")
+    if options.format == "md":
+        from workbench.exports.note import write_note
+
+        print(write_note(executed, image_base=options.image_base))
+    elif options.format == "benchmark-report":
+        from workbench.exports.benchmark_report import write_benchmark_reports
+
+        print(*write_benchmark_reports(executed), sep="\n")
+    else:
+        from workbench.report.page import write_page
+
+        print(write_page(executed))
+    return 0
+
+
+def check_image_base(url: str, form: str) -> None:
+    """Raises ParameterError where `--image-base` is no address, or the report is not Markdown."""
+    example = "--image-base https://example.org/note"
+    if form != "md":
         raise ParameterError(
-            f"{options.executed} {what}; give an executed notebook, such as out.ipynb"
+            unused("--image-base", url, f"--format={form}", f"--format md {example}")
         )
-    print(write_page(options.executed))
+    if not url.startswith(("http://", "https://")):
+        raise ParameterError(must_be("--image-base", "an http address", url, example))
+
+
+def _status(options: argparse.Namespace) -> int:
+    from workbench.experiment.run.under_way import runs_under_way
+    from workbench.terminal import status_line, status_table
+
+    runs = runs_under_way()
+    print(status_line(runs) if options.json else status_table(runs))
     return 0
 
 
@@ -214,24 +376,81 @@ def _index(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from workbench.report.comparison import compare_results
+    from workbench.report.comparing.comparison import compare_results
+    from workbench.report.comparing.comparison_page import comparison_page
 
-    found = compare_results(options.results, arm=options.arm, cache_state=options.cache_state)
+    found = compare_results(
+        options.results, arm=options.arm, cache_state=options.cache_state, unlike=options.unlike
+    )
     settings, *others = found.sentences
-    print(settings, found.table.to_string(index=False), *others, sep="\n")
+    print(settings)
+    for pair, table in zip(found.runs, found.ratio_tables, strict=True):
+        print(f"\n{pair.label} vs {pair.baseline}", table.to_string(index=False), "", sep="\n")
+        for each in pair.differences:
+            print(f"  {each.name}: {each.one} and {each.other}" + " (follows)" * (not each.counted))
+    print(found.table.to_string(index=False), *others, sep="\n")
     if options.figure:
-        try:
-            options.figure.write_text(found.figure.svg, encoding="utf-8")
-        except OSError as error:
-            raise ParameterError(f"{options.figure} cannot be written: {error}") from error
-        print(options.figure)
+        figures = found.ratio_figures or [found.figure]
+        _write(options.figure, figures[0].svg)
+    if options.page:
+        words = shlex.join(["workbench", *options.words])
+        _write(options.page, comparison_page(found, words))
     return 0
+
+
+def _write(file: Path, text: str, *, append: bool = False) -> None:
+    """Write a file that was asked for, and print its name. Raises ParameterError."""
+    try:
+        with file.open("a" if append else "w", encoding="utf-8") as opened:
+            opened.write(text)
+    except OSError as error:
+        raise ParameterError(f"{file} cannot be written: {error}") from error
+    print(file)
+
+
+def _gate(options: argparse.Namespace) -> int:
+    from workbench.experiment.between.regression import allowed_loss, judge
+    from workbench.experiment.result.result import load_result
+    from workbench.report.comparing import gate_report
+
+    allow = allowed_loss(options.allow)
+    run, *bases = map(load_result, (options.run, *options.against))
+    found = judge(
+        run, bases, allow=allow, arm=options.arm, cache_state=options.cache_state,
+        unlike=options.unlike,
+    )  # fmt: skip
+    print(*gate_report.text_report(found), sep="\n")
+    if options.junit:
+        _write(options.junit, gate_report.junit_report(found, run.folder.name))
+    if options.summary:
+        _write(options.summary, gate_report.markdown_report(found), append=True)
+    return gate_report.EXIT_STATUS[found.outcome]
 
 
 def _compose(options: argparse.Namespace) -> int:
     from workbench.compose.compose_file import compose_file
 
     print(compose_file(_given(options)), end="")
+    return 0
+
+
+def _profile(options: argparse.Namespace) -> int:
+    import asyncio
+
+    from workbench.experiment.run.run import run
+    from workbench.params.notebooks import check_params
+    from workbench.whatif.profile import profile_of
+    from workbench.whatif.profile_plan import profile_plan
+
+    result = asyncio.run(run(profile_plan(check_params("pd_sweep", _given(options)))))
+    print(profile_of(result).write(result.folder))
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from workbench.whatif.prediction_text import prediction_page
+
+    print(prediction_page(options.profile, _given(options), options.measured))
     return 0
 
 
@@ -275,6 +494,13 @@ def _add_parameters(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--file", type=Path, help="YAML file of parameters; -p overrides it")
 
 
+def _add_unlike(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--unlike", choices=("machine", "workload", "model"), action="append", default=[],
+        help="compare although these differ; repeat for more",
+    )  # fmt: skip
+
+
 def _add_verbosity(parser: argparse.ArgumentParser) -> None:
     told = parser.add_mutually_exclusive_group()
     told.add_argument("-q", "--quiet", action="store_true", help="print the result only")
@@ -308,14 +534,36 @@ def _run(options: argparse.Namespace) -> int:
     from workbench.notebook_run import run_notebook
 
     given = _given(options)
+    if options.check_targets and not given.get("targets"):
+        raise ParameterError(
+            needs("--check-targets", "targets", "", "-p targets 'store-warm ttft cut >= 60%'")
+        )
     with _progress(options) as progress:
         run = run_notebook(options.notebook, given, force=options.force, progress=progress)
     from workbench.terminal import closing_lines, say, summary_line
 
     say(*closing_lines(run), problem=bool(run.problem) or options.json)
+    status = run.exit_status
+    if options.check_targets and run.facts and not status:
+        status = _status_of(run.facts.targets, not_met=3, undecided=4)
     if options.json:
-        print(summary_line(run))
-    return run.exit_status
+        print(summary_line(run, status))
+    return status
+
+
+def _status_of(rows: Sequence[TargetRow], *, not_met: int, undecided: int) -> int:
+    outcomes = {row.outcome for row in rows}
+    return not_met if "not met" in outcomes else undecided if "undecided" in outcomes else 0
+
+
+def _targets(options: argparse.Namespace) -> int:
+    from workbench.experiment.findings.target_findings import targets_of
+    from workbench.experiment.result.result import load_result
+    from workbench.terminal import say, target_line
+
+    rows = targets_of(load_result(options.run).run, options.sentences)
+    say(*map(target_line, rows))
+    return _status_of(rows, not_met=1, undecided=2)
 
 
 def _run_all(options: argparse.Namespace) -> int:

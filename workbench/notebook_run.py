@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from workbench.errors import ParameterError, WorkbenchError
+from workbench.errors import ParameterError, ResultError, WorkbenchError
 from workbench.params.notebooks import NOTEBOOKS, EngineParams, as_typed, changed, check_params
 
 if TYPE_CHECKING:
     from workbench.experiment.result.facts import RunFacts, RunOutcome
 
+PARTIAL = ("pd_sweep", "single_instance_prefix_cache")
+"""Notebooks that can be rendered before their last launch."""
+_NOT_YET = "This needs launches that are not measured yet.\n"
 _STOPPED = ("KeyboardInterrupt", "CancelledError")
 _INTERRUPTED = "KeyboardInterrupt: stopped"
 _NO_MEMORY = "KernelDied: the notebook's kernel was killed, probably because memory ran out"
@@ -137,6 +140,49 @@ def _advice(problem: str, notebook: str, given: Mapping[str, Any]) -> str:
     if problem == _NO_MEMORY:
         return f"end other programs or use fewer instances, {again}"
     return f"correct what the error names (the page shows all of it), {again}"
+
+
+def partial_page(run_folder: Path) -> Path:
+    """The page of a run that is under way or was interrupted, from the launches measured so far.
+
+    The cells behind the measurement are run on a copy of the partial result. One that needs
+    launches that are still to come says so. Raises ResultError if nothing has been found yet, or
+    for a notebook without rounds of launches.
+    """
+    import nbformat
+    from nbclient import NotebookClient
+
+    from workbench.experiment.result.so_far import result_so_far
+    from workbench.hardware.machine import repository_root
+    from workbench.report.page import write_page
+
+    home = run_folder.parent if run_folder.name.startswith("attempt-") else run_folder
+    if home.parent.name not in PARTIAL:
+        raise ResultError(
+            f"{run_folder} must be in the folder of {' or '.join(PARTIAL)}, whose launches can be"
+            " shown before the last (example: workbench report outputs/pd_sweep/RUN_ID --partial)"
+        )
+    folder = result_so_far(run_folder)
+    source = repository_root() / "notebooks" / f"{home.parent.name}.ipynb"
+    notebook = nbformat.read(source, as_version=4)
+    measuring = next(n for n, cell in enumerate(notebook.cells) if cell.get("id") == "run")
+    run = notebook.cells[measuring]
+    run.source = f"import workbench as wb\n\nresult = wb.load_result({str(folder)!r})\nresult"
+    title = notebook.cells[:1]
+    notebook.cells = [*title, *notebook.cells[measuring:]]
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    NotebookClient(
+        notebook, kernel_name="python3", allow_errors=True,
+        resources={"metadata": {"path": str(repository_root())}},
+        extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+    ).execute()  # fmt: skip
+    for cell in notebook.cells:
+        if any(output.output_type == "error" for output in cell.get("outputs", [])):
+            # A figure of arms that are all still to come, for example.
+            cell.outputs = [nbformat.v4.new_output("stream", text=_NOT_YET)]
+    executed = folder / "run.ipynb"
+    nbformat.write(notebook, executed)
+    return write_page(executed, folder / "report.html")
 
 
 def _execute(

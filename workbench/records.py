@@ -7,8 +7,8 @@ of other hosts' clocks and of links between hosts are records too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from math import nan
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +86,32 @@ class LegRecord:
     prefill_engine_metrics: str = ""
     error: str = ""
     """`prefill` or `decode` with the reason, empty when both legs went well."""
+
+
+PROXY_HEADER = "X-Workbench-Proxy"
+"""In the model list of the workbench's proxy; its GET /servers then has ProxyFacts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyFacts:
+    """What the workbench's proxy knows about the servers behind it, for who did not start them."""
+
+    prefill: tuple[str, ...] = ()
+    """Base URLs of the instances, in the order of its routes."""
+    decode: tuple[str, ...] = ()
+    connector: str = ""
+    """Empty if unknown."""
+    store_url: str = ""
+    """Of the store's /metrics and resets; empty without one."""
+    kv_bytes_per_token: float = nan
+    chunk_tokens: int = 0
+    """The store's chunk; 0 if unknown."""
+    store_gb: float = nan
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    """Tensor parallelism by role."""
+    prefix_caching: bool = True
+    drop_blocks: tuple[str, ...] = ()
+    """Roles whose draft model makes them drop the last cached block."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,14 +7,18 @@ import os
 import shutil
 import sys
 import textwrap
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from workbench.experiment.result.facts import RunFacts
+from workbench.experiment.result.facts import RunFacts, TargetRow
 from workbench.experiment.result.result_file import jsonable
+from workbench.experiment.run.now import Now
+from workbench.experiment.run.progress import spell_s
+from workbench.experiment.run.under_way import RunUnderWay
 from workbench.metrics.gates.gate_table import lead_of
 from workbench.notebook_run import NotebookRun
 from workbench.params.notebooks import NOTEBOOKS
@@ -24,6 +28,7 @@ from workbench.report.outcome import gates_line
 _COLOURS = {
     "ok": "green", "unsure": "yellow", "bad": "red",
     "PASS": "green", "INCONCLUSIVE": "yellow", "FAIL": "red",
+    "met": "green", "undecided": "yellow", "not met": "red",
 }  # fmt: skip
 
 
@@ -50,6 +55,8 @@ def closing_lines(run: NotebookRun) -> Iterator[str]:
             interval(card.low, card.high, card.unit, card.value),
         )
         yield f"  {' '.join(filter(None, shown))}  {card.label}"
+    for row in facts.targets:
+        yield target_line(row)
     if facts.scope:
         yield facts.scope
     if facts.gates:
@@ -63,6 +70,13 @@ def closing_lines(run: NotebookRun) -> Iterator[str]:
     yield from page
 
 
+def target_line(row: TargetRow) -> str:
+    """`met  pd tpot within 20% of aggregated: 3.2 % [1.1, 5.4] (1p1d nixl, cold vs 2a)`."""
+    outcome = click.style(f"{row.mark} {row.outcome}", fg=_COLOURS[row.outcome])
+    where = f" ({row.where})" if row.where else ""
+    return f"  {outcome}  {row.target}: {row.measured}{where}{f'; {row.why}' if row.why else ''}"
+
+
 def next_step(facts: RunFacts) -> str:
     """The run's own, or that of the first gate that did not pass."""
     gates = sorted(facts.gates, key=lambda gate: gate.outcome != "FAIL")
@@ -70,12 +84,13 @@ def next_step(facts: RunFacts) -> str:
     return next(filter(None, [facts.next_step, *steps]), "")
 
 
-def summary_line(run: NotebookRun) -> str:
+def summary_line(run: NotebookRun, exit_status: int) -> str:
     """The run as one line of JSON: all that `closing_lines` says, with paths and the exit status.
 
     docs/result.md lists the fields; result.json has the rest.
     """
-    return json.dumps(_summary(run), ensure_ascii=False, allow_nan=False)
+    summary = _summary(run) | {"exit_status": exit_status}
+    return json.dumps(summary, ensure_ascii=False, allow_nan=False)
 
 
 def summary_of_all(runs: Sequence[NotebookRun], index: Path | None) -> str:
@@ -98,6 +113,7 @@ def _summary(run: NotebookRun) -> dict[str, Any]:
                 {key: getattr(card, key) for key in ("label", "value", "unit", "low", "high")}
                 for card in (facts.numbers if facts else ())
             ],
+            "targets": facts.targets if facts else (),
             "gates_passed": sum(gate.outcome == "PASS" for gate in gates),
             "gates_not_passed": [gate for gate in gates if gate.outcome != "PASS"],
             "doubts": facts.doubts if facts else (),
@@ -144,6 +160,57 @@ def table_of(runs: Sequence[NotebookRun], *, index: Path | None = None, width: i
         for run in lost:
             lines += [f"{run.notebook}: {run.headline}", f"  next: {run.advice}"]
     return "\n".join(lines)
+
+
+def status_table(runs: Sequence[RunUnderWay]) -> str:
+    """One row per run under way: launches, time left, what it does now; then its page so far."""
+    if not runs:
+        return "No run is under way."
+    rows = [("run", "launches", "left", "now", "")]
+    for run in runs:
+        now = run.now
+        done = f"{now.launches_done} of {now.launches}" if now else ""
+        left = spell_s(run.left_s) or "unknown"
+        rows.append((run.name, done, left, _doing(now), _page_of(run)))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = []
+    for *cells, doing, page in rows:
+        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        lines += ["  ".join([*padded, doing]), *([f"  {page}"] if page else [])]
+    return "\n".join(lines)
+
+
+def _doing(now: Now | None) -> str:
+    if now is None:
+        return "starts"
+    where = [now.arm, f"round {now.round} of {now.rounds}" if now.round else "", now.pass_name]
+    said = " ".join([now.doing, ", ".join(filter(None, where))]).strip()
+    return said + (f": {now.responses} of {now.requests} requests" if now.requests else "")
+
+
+def _page_of(run: RunUnderWay) -> str:
+    page = run.page
+    if page is None:
+        return f"no page yet: workbench report {_short(run.home)} --partial"
+    minutes = (time.time() - page.stat().st_mtime) / 60
+    return f"page so far, {minutes:.0f} minutes old: {_short(page)}"
+
+
+def status_line(runs: Sequence[RunUnderWay]) -> str:
+    """The runs under way as one line of JSON."""
+    content = [
+        {
+            "notebook": run.home.parent.name,
+            "run_id": run.home.name,
+            "folder": run.attempt,
+            "process": run.pid,
+            "left_s": run.left_s,
+            "now": run.now,
+            "page": str(run.page or ""),
+        }
+        for run in runs
+    ]
+    return json.dumps({"runs": jsonable(content)}, ensure_ascii=False, allow_nan=False)
 
 
 def _short(path: Path | None) -> str:

@@ -14,8 +14,10 @@ import pytest
 from bs4 import BeautifulSoup
 from nbclient import NotebookClient
 
+from tests.exports.notes import check_note
 from tests.golden.replay import RECORDED
 from tests.metrics.lmcache_log.log_lines import lookup, stored
+from workbench.exports.note import write_note
 from workbench.hardware.machine import repository_root
 from workbench.report.page import write_page
 
@@ -25,6 +27,7 @@ PARAMETERS = RECORDED | {
     "paper_claim_validation": {"engine": "simulated", "tiers": ["source"]},
     "lmcache_hit_analysis": {"log_file": "vllm.log"},  # engine=simulated does not model its tiers
 }
+_WITH_ROWS = {"pd_sweep", "single_instance_prefix_cache"}
 SHOWN = "h1, h2, h3, h4, p, li, tr, summary, figcaption, text, .card, .doubt"
 HIDDEN = "script, style, nav, pre, tbody tr:nth-of-type(n + 4)"
 """Not words of ours; and of a table the first rows say how all of them read."""
@@ -82,8 +85,12 @@ def text_of(page: Path) -> str:
 
 @pytest.mark.parametrize("notebook", PARAMETERS)
 def test_the_page_reads_as_it_was_approved(notebook: str, tmp_path: Path) -> None:
-    now = text_of(page_of(notebook, tmp_path))
+    page = page_of(notebook, tmp_path)
+    now = text_of(page)
     golden = HERE / f"{notebook}.txt"
     if os.environ.get("GOLDEN") == "write":
         golden.write_text(now)
     assert now.splitlines() == golden.read_text().splitlines()
+    note = write_note(page.with_suffix(".ipynb"))
+    check_note(note, page)
+    assert (note.parent / "tables/percentiles.csv").exists() == (notebook in _WITH_ROWS)

@@ -160,3 +160,15 @@ def test_an_image_without_a_python_that_can_be_asked_is_refused(docker, tmp_path
     docker.breaks("run", "SyntaxError", 1)
     with pytest.raises(WorkbenchError, match="one whose python3 is Python"):
         interpreter("", image(NAME, ("--old",)))
+
+
+def test_a_path_with_a_colon_is_mounted_whole():
+    line = Image.elsewhere(NAME).run_line(
+        "python3", label="a", reads=["/models/a:b", "/plain"], writes=["/cache/a:b"]
+    )
+    options = [line[at : at + 2] for at, word in enumerate(line) if word in ("--volume", "--mount")]
+    assert options == [
+        ("--mount", "type=bind,source=/models/a:b,target=/models/a:b,readonly"),
+        ("--volume", "/plain:/plain:ro"),
+        ("--mount", "type=bind,source=/cache/a:b,target=/cache/a:b"),
+    ]

@@ -1,14 +1,12 @@
 """Links of known rates: the transfer that the waterfall shows takes as long as its bytes need."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.hosts.hosts import Cluster, hosts
+from tests.hosts.sweeps import measured as sweep
 from workbench.experiment.result.facts import LinkRow
 from workbench.experiment.result.result import load_result
 
@@ -30,19 +28,9 @@ def measured(cluster: Cluster, rate_mbit: int, connector: str, folder: Path) -> 
     """What a run with its hosts' links limited to this rate says about them."""
     for host in cluster.hosts:
         cluster.shape(host, rate_bit_s=1e6 * rate_mbit)
-    given = {
-        "topology": "1p1d", "connector": connector, "opponents": False, "rounds": 1,
-        "prompt_tokens": 8000, "requests": 8, "output_tokens": 4, "output_dir": folder,
-        "place": "ray", "ray_address": cluster.ray_address, "spread": "spread",
-    }  # fmt: skip
-    typed = [word for name, value in given.items() for word in ("-p", name, str(value))]
-    line = [sys.executable, "-m", "workbench.cli", "run", "pd_sweep", *typed]
-    done = subprocess.run(
-        [*cluster.head.inside, *line], capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    (file,) = folder.glob("pd_sweep/*/result.json")
+    file = sweep(
+        cluster, folder, connector=connector, prompt_tokens=8000, requests=8, output_tokens=4
+    )
     result = load_result(file.parent)
     (clock,) = {row.host: row for row in result.run.clocks}.values()
     assert clock.host == cluster.host(2).address  # the first is ours

@@ -1,24 +1,20 @@
 """Real vLLM on three hosts: content gates hold, and a host that is lost is named in the result."""
 
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import psutil
 import pytest
 
 from tests.hosts.hosts import Cluster, hosts
+from tests.hosts.sweeps import ENVIRONMENT, measured, sweep_line
 from tests.hosts.test_ray_launcher import WITHIN_S, end_ray
 from workbench.experiment.environment import TIMING_GATES
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -29,20 +25,6 @@ def ray_cluster(machine_makes_hosts: None) -> Iterator[Cluster]:
         yield made
 
 
-def run_line(cluster: Cluster, folder: Path, **changed: Any) -> list[str]:
-    given = {
-        "topology": "1p1d", "connector": "nixl", "opponents": False, "rounds": 1,
-        "prompt_tokens": 2000, "requests": 2, "output_tokens": 8, "output_dir": folder,
-        "place": "ray", "ray_address": cluster.ray_address, "spread": "spread",
-    } | changed  # fmt: skip
-    typed = [word for name, value in given.items() for word in ("-p", name, str(value))]
-    return [sys.executable, "-m", "workbench.cli", "run", "pd_sweep", *typed]
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT)}
-
-
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("connector", ["nixl", "mooncake"])
 @pytest.mark.parametrize(("topology", "used"), [("1p1d", 2), ("1p2d", 3)])
@@ -51,12 +33,7 @@ def test_kv_moves_between_hosts_and_every_content_gate_passes(
 ) -> None:
     if connector == "mooncake":
         pytest.importorskip("mooncake")
-    line = run_line(ray_cluster, tmp_path, topology=topology, connector=connector)
-    done = subprocess.run(
-        [*ray_cluster.head.inside, *line], capture_output=True, text=True, env=environment()
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    (file,) = tmp_path.glob("pd_sweep/*/result.json")
+    file = measured(ray_cluster, tmp_path, topology=topology, connector=connector)
     facts = json.loads(file.read_text())
     found = {gate["name"]: gate["outcome"] for gate in facts["gates"]}
     print(topology, connector, facts["launches_s"], found)
@@ -85,9 +62,10 @@ def instances(cluster: Cluster) -> list[str]:
 def test_a_host_that_is_cut_off_in_mid_pass_is_named_and_the_same_command_runs_again(
     ray_cluster: Cluster, tmp_path: Path
 ) -> None:
-    line = run_line(ray_cluster, tmp_path, rounds=2, requests=40, output_tokens=24)
+    long = {"rounds": 2, "requests": 40, "output_tokens": 24}
+    line = sweep_line(ray_cluster, tmp_path, **long)
     running = ray_cluster.head.start(
-        *line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
+        *line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT
     )
     ends_s = time.monotonic() + 300
     # The rows of the cold pass are written; the next pass sends its requests.
@@ -113,8 +91,4 @@ def test_a_host_that_is_cut_off_in_mid_pass_is_named_and_the_same_command_runs_a
     ray_cluster.join(second)
     end_ray(second)
     ray_cluster.start_ray_on(second)
-    line = run_line(ray_cluster, tmp_path, rounds=2, requests=40, output_tokens=24)
-    again = subprocess.run(
-        [*ray_cluster.head.inside, *line], capture_output=True, text=True, env=environment()
-    )
-    assert again.returncode == 0, again.stderr[-2000:]
+    measured(ray_cluster, tmp_path, **long)

@@ -11,13 +11,17 @@ from hypothesis import strategies as st
 from workbench.metrics.statistics import (
     Ratio,
     describe,
+    holm,
+    mean_of_rounds,
     needed_n,
     noise_floor,
     pair,
     paired_ratio,
     quantile,
     ratio_of_rounds,
+    rounds_to_decide,
     t_interval,
+    unpaired_ratio,
 )
 
 
@@ -234,7 +238,79 @@ def test_a_t_interval_of_a_table():
     assert t_interval([]) == pytest.approx((math.nan,) * 3, nan_ok=True)
 
 
+def test_the_mean_of_rounds_is_geometric_so_that_costs_are_the_inverse_of_throughputs():
+    tps = mean_of_rounds([100.0, 200.0, 400.0])
+    assert tps.value == pytest.approx(200.0)
+    reach = 4.302653 * math.log(2) / math.sqrt(3)
+    assert (tps.low, tps.high) == pytest.approx((200 / math.exp(reach), 200 * math.exp(reach)))
+    cost = mean_of_rounds([1 / 100, 1 / 200, 1 / 400])
+    assert (1 / cost.value, 1 / cost.high) == pytest.approx((tps.value, tps.low))
+
+
+def test_the_mean_of_rounds_leaves_out_unknown_ones_and_says_so():
+    found = mean_of_rounds([1.0, math.nan, 3.0], geometric=False)
+    assert (found.value, found.n) == (2.0, 2)
+    assert found.note == "1 of 3 rounds unknown; no interval: needs 3 rounds"
+    assert math.isnan(found.low)
+    assert math.isnan(mean_of_rounds([math.nan]).value)
+    assert mean_of_rounds([-1.0, 0.0, 1.0], geometric=False).value == 0.0
+
+
 def test_the_noise_floor_is_how_far_equal_arms_differ():
     assert noise_floor([1.25] * 10 + [1 / 1.25] * 10) == pytest.approx(0.25)
     assert noise_floor([2.0, math.nan, 0.0]) == pytest.approx(1.0)
     assert math.isnan(noise_floor([math.nan]))
+
+
+def test_welch_is_as_scipy_has_it():
+    stats = pytest.importorskip("scipy.stats")
+    value, baseline = [1.1, 1.3, 1.2, 1.25], [1.0, 0.7, 1.4]
+    found = unpaired_ratio(value, baseline)
+    test = stats.ttest_ind(np.log(value), np.log(baseline), equal_var=False)
+    ends = test.confidence_interval(0.95)
+    assert (math.log(found.low), math.log(found.high)) == pytest.approx((ends.low, ends.high))
+    assert found.freedom == pytest.approx(test.df)
+    assert found.p_worse_than(1.0) == pytest.approx(
+        stats.ttest_ind(np.log(value), np.log(baseline), equal_var=False, alternative="less").pvalue
+    )
+    assert (found.rounds, found.baseline_rounds) == (4, 3)
+
+
+def test_unpaired_launches_without_an_interval():
+    assert unpaired_ratio([2.0], [1.0]).value == pytest.approx(2.0)
+    few = unpaired_ratio([2.0, 2.0], [1.0, 1.0, 1.0])
+    assert few.verdict == "no_interval"
+    assert few.spread == 0.0
+    assert math.isnan(few.p_worse_than(1.0))
+    assert math.isnan(unpaired_ratio([math.nan], [1.0]).value)
+    equal = unpaired_ratio([2.0] * 3, [1.0] * 3)
+    assert (equal.low, equal.high) == pytest.approx((2.0, 2.0))
+    assert (equal.p_worse_than(3.0), equal.p_worse_than(1.5)) == (0.0, 1.0)
+
+
+def test_as_many_rounds_as_are_said_decide_in_about_80_percent():
+    """Drawn anew with that many rounds, most intervals exclude the limit; with fewer, fewer do."""
+    draw, limit, spread = np.random.default_rng(0), math.log(1.2), 0.1
+    rounds = int(rounds_to_decide(spread * math.sqrt(2), limit))
+
+    def decided(n):
+        samples = np.exp(draw.normal(0, spread, (400, 2, n)))
+        return np.mean([unpaired_ratio(a, b).high < 1.2 for a, b in samples])
+
+    assert 0.72 < decided(rounds) < 0.92
+    assert decided(rounds - 2) < decided(rounds + 3)
+
+
+def test_rounds_that_cannot_be_said():
+    assert math.isnan(rounds_to_decide(math.nan, 0.1))
+    assert rounds_to_decide(0.1, 0.0) == math.inf
+    assert rounds_to_decide(10.0, 0.001) == math.inf
+    assert rounds_to_decide(0.0, 0.1) == 3
+
+
+def test_holm_by_hand():
+    # 0.01 <= 0.05 / 4, 0.015 <= 0.05 / 3, 0.03 > 0.05 / 2: the last two stand.
+    assert holm([0.03, 0.01, 0.04, 0.015], alpha=0.05).tolist() == [False, True, False, True]
+    assert holm([math.nan, 0.02], alpha=0.05).tolist() == [False, True]
+    assert holm([math.nan, 0.03], alpha=0.05).tolist() == [False, False]
+    assert holm([]).tolist() == []

@@ -6,12 +6,11 @@ Grafana itself cannot be had on the machine that this was written on.
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from threading import Thread
 from typing import Any
 
 import pytest
 
+from tests.monitoring.pretended import Quiet, pretended
 from workbench.errors import ParameterError
 from workbench.monitoring.annotations import TOKEN, Grafana
 from workbench.monitoring.dashboard import TAG
@@ -23,7 +22,7 @@ REQUIRED = {"time", "timeEnd", "tags", "text"}
 def grafana(posted: list[tuple[str, dict[str, Any]]], token: str) -> Iterator[str]:
     """A server that accepts what Grafana's documentation accepts, and keeps it."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             posted.append((self.path, body))
@@ -34,14 +33,8 @@ def grafana(posted: list[tuple[str, dict[str, Any]]], token: str) -> Iterator[st
             self.end_headers()
             self.wfile.write(b'{"message": "Annotation added", "id": 1}')
 
-        def log_message(self, *_: Any) -> None: ...
-
-    running = HTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=running.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{running.server_port}"
-    finally:
-        running.shutdown()
+    with pretended(Handler) as url:
+        yield url
 
 
 async def test_a_pass_is_a_region_with_our_tag(monkeypatch):

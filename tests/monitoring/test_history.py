@@ -3,13 +3,12 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from tests.monitoring.pretended import Quiet, pretended
 from workbench.errors import DeploymentError
 from workbench.monitoring.history import COLUMNS, Prometheus, one_of
 from workbench.monitoring.panels import PANELS
@@ -34,7 +33,7 @@ Answer = Callable[[str, dict[str, str]], Any]
 def server(answer: Answer, status: int = 200) -> Iterator[str]:
     """An HTTP API whose rows are `answer(what, parameters)`; a text is sent as it is."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet):
         def do_GET(self) -> None:
             asked = urlsplit(self.path)
             given = {name: values[0] for name, values in parse_qs(asked.query).items()}
@@ -44,14 +43,8 @@ def server(answer: Answer, status: int = 200) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(sent.encode())
 
-        def log_message(self, *_: Any) -> None: ...
-
-    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=running.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{running.server_port}"
-    finally:
-        running.shutdown()
+    with pretended(Handler) as url:
+        yield url
 
 
 def rows_of(labels: list[dict[str, str]]) -> list[dict[str, Any]]:

@@ -251,3 +251,22 @@ async def test_a_listed_server_out_of_reach_matters_only_where_nobody_else_names
     assert (await attach(proxy.url, decode_urls=[away], model="theirs")).model == "theirs"
     with pytest.raises(DeploymentError, match=f"{away}/v1/models did not respond"):
         await attach(proxy.url, decode_urls=[away])
+
+
+@pytest.mark.parametrize(
+    ("said", "doubt"),
+    [
+        ({"decode": ["http://d:1"], "clock_s": 12.5}, "runs on another machine"),
+        ({"decode": ["http://d:1"]}, "does not say what is behind it"),
+        ([], "does not say what is behind it"),
+    ],
+)
+async def test_our_proxy_is_of_no_use_with_another_clock_or_without_words(said, doubt, models):
+    async def answer(asked: Asked) -> None:
+        listed = http("200 OK", {"data": [{"id": "theirs"}]}, "X-Workbench-Proxy: nixl")
+        await asked.write(listed if asked.path == "/v1/models" else saying(said))
+
+    models.answer = answer
+    found = await attach(models.url)
+    assert (found.model, found.proxy_url, found.proxy) == ("theirs", "", None)
+    assert [doubt in said for said in found.doubts] == [True]

@@ -1,5 +1,6 @@
 """What a deployment in containers reads, writes and sees of the GPUs."""
 
+import json
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -16,6 +17,10 @@ from workbench.serve.vllm import EngineSettings
 from workbench.topology import TensorParallel, Topology
 
 NAME = "vllm/vllm-openai:v0.32.0"
+CONFIG = json.dumps(
+    {"num_hidden_layers": 4, "num_attention_heads": 2, "hidden_size": 64, "vocab_size": 1024,
+     "max_position_embeddings": 4096}
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -27,6 +32,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineSettings:
     image.cache_clear()
     model = tmp_path / "model"
     model.mkdir()
+    (model / "config.json").write_text(CONFIG)
     return EngineSettings(model=model, platform="cuda", image=image(NAME))
 
 
@@ -59,7 +65,8 @@ def test_the_model_is_read_with_the_files_that_its_links_lead_to(settings, tmp_p
     # The cache of a hub keeps files apart and a folder of links for each version.
     blobs = tmp_path / "blobs"
     blobs.mkdir()
-    (blobs / "1f").write_text("{}")
+    (blobs / "1f").write_text(CONFIG)
+    (settings.model / "config.json").unlink()
     (settings.model / "config.json").symlink_to("../blobs/1f")
     (instance, *_) = planned(settings).instances
     assert set(instance.reads) >= {str(settings.model), str(blobs)}

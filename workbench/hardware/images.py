@@ -77,8 +77,8 @@ class Image:
         return (
             self.program, "run", "--pull", "never", "--label", f"{LABEL}={label}",
             "--network", "host", "--security-opt", "label=disable",
-            *(word for path in reads for word in ("--volume", f"{path}:{path}:ro")),
-            *(word for path in writes for word in ("--volume", f"{path}:{path}")),
+            *(word for path in reads for word in _mounted(path, read_only=True)),
+            *(word for path in writes for word in _mounted(path)),
             *(word for name in env for word in ("--env", name)),
             *options, *self.args, "--entrypoint", program, self.id, *words,
         )  # fmt: skip
@@ -160,6 +160,13 @@ def remove(program: str, names: Sequence[str]) -> None:
     """
     for line in (("kill",), ("rm", "--force", "--volumes")) if names else ():
         _printed((program, *line, *names), _REMOVED_S)
+
+
+def _mounted(path: str, *, read_only: bool = False) -> tuple[str, str]:
+    """The option that mounts a path. `--volume` would split one that has a colon."""
+    if ":" in path:
+        return "--mount", f"type=bind,source={path},target={path}{',readonly' * read_only}"
+    return "--volume", f"{path}:{path}{':ro' * read_only}"
 
 
 def _inspected(program: str, name: str) -> dict[str, Any] | None:

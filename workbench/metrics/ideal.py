@@ -163,7 +163,7 @@ class IdealCaches:
         prefix_caching: bool = True,
         pulls: bool = False,
         loads_blocks: bool = False,
-        drop_blocks: Container[Role] = (),
+        drop_blocks: Container[str] = (),
         private: bool = False,
     ) -> None:
         self._block, self._chunk = block_tokens, chunk_tokens

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil, exp, floor, isnan, log, log10, nan
+from math import ceil, exp, floor, inf, isnan, log, log10, nan
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -21,6 +21,8 @@ _TAIL = 0.025
 """Probability left outside each end of an interval, unless another confidence is asked."""
 ROUNDS_FOR_INTERVAL = 3
 _ROUNDS_ENOUGH = 5
+MOST_ROUNDS = 1000
+"""As many as the parameter `rounds` may have."""
 
 Verdict = Literal["faster", "slower", "undecided", "no_interval"]
 """A ratio is better or worse than its baseline, its interval contains 1, or it has no interval."""
@@ -199,6 +201,119 @@ def ratio_of_rounds(
     return _ratio(np.array(logs), len(logs), len(both) - len(logs), confidence)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnpairedRatio:
+    """How many times better than a baseline whose launches are not paired with these.
+
+    Above 1 is better. NaN bounds: no interval.
+    """
+
+    value: Number
+    low: Number
+    high: Number
+    rounds: int
+    baseline_rounds: int
+    error: Number = nan
+    """Standard error of the log-ratio."""
+    freedom: Number = nan
+    """Degrees of freedom of `error`."""
+    spread: Number = nan
+    """Root of the sum of both variances of a launch's log: the error with one round each."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """What its interval supports."""
+        return verdict_of(self.value, self.low, self.high)
+
+    def p_worse_than(self, limit: float) -> float:
+        """One-sided p value of the hypothesis that the true ratio is at least `limit`.
+
+        NaN without an interval.
+        """
+        from scipy.special import stdtr
+
+        if isnan(self.error):
+            return nan
+        distance = log(self.value) - log(limit)
+        if self.error == 0:
+            return 0.0 if distance < 0 else 1.0
+        return float(stdtr(self.freedom, distance / self.error))
+
+
+def unpaired_ratio(
+    value: ArrayLike, baseline: ArrayLike, *, confidence: float = 0.95
+) -> UnpairedRatio:
+    """The ratio value / baseline of launches that did not alternate, with Welch's interval.
+
+    One positive number per launch on each side, for a metric where more is better; give a latency
+    the other way round. The unit of replication is the launch: the mean of a side is that of its
+    logs, and the interval is Welch's t interval on their difference (Welch, Biometrika 34 (1947)
+    28-35, with Satterthwaite's degrees of freedom). Values that are NaN or not above zero are left
+    out. A side with fewer than ROUNDS_FOR_INTERVAL launches gives no interval.
+    """
+    from scipy.special import stdtrit
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        sides = [np.log(np.asarray(side, dtype=float)) for side in (value, baseline)]
+    ours, theirs = (side[np.isfinite(side)] for side in sides)
+    rounds = {"rounds": len(ours), "baseline_rounds": len(theirs)}
+    if not len(ours) or not len(theirs):
+        return UnpairedRatio(value=nan, low=nan, high=nan, **rounds)
+    middle = float(ours.mean() - theirs.mean())
+    if min(len(ours), len(theirs)) < 2:
+        return UnpairedRatio(value=exp(middle), low=nan, high=nan, **rounds)
+    variances = [float(side.var(ddof=1)) for side in (ours, theirs)]
+    spread = sum(variances) ** 0.5
+    if min(len(ours), len(theirs)) < ROUNDS_FOR_INTERVAL:
+        return UnpairedRatio(value=exp(middle), low=nan, high=nan, spread=spread, **rounds)
+    parts = [v / len(side) for v, side in zip(variances, (ours, theirs), strict=True)]
+    error = sum(parts) ** 0.5
+    apart = sum(p**2 / (len(side) - 1) for p, side in zip(parts, (ours, theirs), strict=True))
+    freedom = error**4 / apart if apart else float(len(ours) + len(theirs) - 2)
+    reach = float(stdtrit(freedom, (1 + confidence) / 2)) * error
+    return UnpairedRatio(
+        value=exp(middle), low=exp(middle - reach), high=exp(middle + reach), **rounds,
+        error=error, freedom=freedom, spread=spread,
+    )  # fmt: skip
+
+
+def rounds_to_decide(
+    spread: float, distance: float, *, alpha: float = _TAIL, power: float = 0.8
+) -> float:
+    """Fewest rounds on each side that tell a log-ratio from a limit `distance` away.
+
+    The smallest n with n >= (t(1 - alpha) + t(power))^2 spread^2 / distance^2, t with 2 (n - 1)
+    degrees of freedom (NIST/SEMATECH e-Handbook of Statistical Methods, section 7.2.2.2, for two
+    samples). `spread` is that of an `UnpairedRatio`. At least ROUNDS_FOR_INTERVAL; infinite above
+    MOST_ROUNDS or for no distance, NaN if the spread is not known.
+    """
+    from scipy.special import stdtrit
+
+    if isnan(spread) or isnan(distance):
+        return nan
+    if distance <= 0:
+        return inf
+    n: NDArray[np.int64] = np.arange(ROUNDS_FOR_INTERVAL, MOST_ROUNDS + 1)
+    reach = stdtrit(2 * (n - 1), 1 - alpha) + stdtrit(2 * (n - 1), power)
+    enough = n >= (reach * spread / distance) ** 2
+    return float(n[enough.argmax()]) if enough.any() else inf
+
+
+def holm(p_values: ArrayLike, alpha: float = _TAIL) -> NDArray[np.bool_]:
+    """Which hypotheses are rejected with at most `alpha` probability of any false rejection.
+
+    Holm, Scandinavian Journal of Statistics 6 (1979) 65-70: the k-th smallest of m p values must
+    be at most alpha / (m - k + 1), and so must all smaller ones. NaN is never rejected, and counts
+    in m.
+    """
+    given = np.asarray(p_values, dtype=float)
+    order = np.argsort(given)  # NaN last
+    within = given[order] <= alpha / np.arange(len(given), 0, -1)
+    rejected = np.zeros(len(given), dtype=bool)
+    rejected[order] = np.logical_and.accumulate(within)
+    return rejected
+
+
 def t_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, float, float]:
     """The mean and the ends of its t interval; NaN ends under two values, all NaN without one."""
     # As scipy.stats.t.ppf, whose import takes half a second.
@@ -211,6 +326,26 @@ def t_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, floa
         return mean, nan, nan
     reach = float(stdtrit(n - 1, (1 + confidence) / 2) * given.std(ddof=1)) / n**0.5
     return mean, mean - reach, mean + reach
+
+
+def mean_of_rounds(values: ArrayLike, *, geometric: bool = True) -> Estimate:
+    """The mean of one number per round with its t interval; no interval under 3 rounds.
+
+    Geometric for what is compared by factors, such as throughput: the mean of 1 / value is then 1 /
+    the mean, ends of the interval included. Rounds that are NaN (or not above zero where it is
+    geometric) are left out, and the note says how many.
+    """
+    given = np.asarray(values, dtype=float)
+    usable = np.isfinite(given) & ((given > 0) if geometric else True)
+    known, lost = given[usable], int((~usable).sum())
+    notes = [f"{lost} of {len(given)} rounds unknown"] if lost else []
+    mean, low, high = t_interval(np.log(known) if geometric else known)
+    if geometric:
+        mean, low, high = map(exp, (mean, low, high))
+    if len(known) < ROUNDS_FOR_INTERVAL:
+        low = high = nan
+        notes.append(f"no interval: needs {ROUNDS_FOR_INTERVAL} rounds")
+    return Estimate(value=mean, low=low, high=high, n=len(known), note="; ".join(notes))
 
 
 def noise_floor(ratios: ArrayLike) -> float:

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
 from workbench.errors import ParameterError, must_be, nearest, needs, unused
 from workbench.params.engine_args import STORE_OURS, argument_mistakes, place_mistakes
+from workbench.params.price import Price
 from workbench.params.rules import address_mistakes, body_mistakes, param, share_mistakes
+from workbench.params.several_models import EXAMPLE, read_models, short_names
 from workbench.params.shared import EngineParams as EngineParams
 from workbench.params.shared import LoadParams as LoadParams
 from workbench.params.store_tiers import tier_mistakes
@@ -48,21 +50,31 @@ class PdSweep(LoadParams):
         f"KV by {', '.join(CONNECTORS[:4])}, ... or {ALL_CONNECTORS} (docs/engine.md)",
         choices=(*CONNECTORS, ALL_CONNECTORS),
     )
+    models: str = param(
+        "",
+        "several models in place of one, in YAML with settings of each (docs/models.md)",
+        example=EXAMPLE,
+        mapping=True,
+        listed=True,
+    )
     rates_per_s: list[float] = param(
         [], "rate sweep: arrival rates in requests/s, one cold pass each", example="1,2,4"
     )
     search: bool = param(False, "find the highest arrival rate that meets the latency limits")
     ttft_limit_ms: float = param(
-        0.0, "TTFT SLO for goodput, in ms (0: no limit)", low=0.0, high=1e9, example=500
+        0.0, "TTFT SLO (goodput, decision), in ms (0: no limit)", low=0.0, high=1e9, example=500
     )
     tpot_limit_ms: float = param(
-        0.0, "TPOT SLO for goodput, in ms (0: no limit)", low=0.0, high=1e9, example=50
+        0.0, "TPOT SLO (goodput, decision), in ms (0: no limit)", low=0.0, high=1e9, example=50
     )
     limits_share: float = param(
         0.9,
-        "only with search: fraction of requests that must meet the limits",
+        "fraction of requests that must meet the limits",
         low=0.01,
         high=0.999,
+    )
+    gpu_hour_price: str = param(
+        "", "price of a GPU hour, for cost per token (empty: no cost)", example="2.5 USD"
     )
     working_sets: list[float] = param(
         [], "working-set sweep: prompts sent, as multiples of the KV space", example="0.5,2,8"
@@ -161,12 +173,14 @@ class PdSweep(LoadParams):
             # A running deployment may have any label; one that is started must be a topology.
             yield from self._role_mistakes()
         yield from LoadParams.mistakes(self)
+        yield from self._model_mistakes()
         yield from argument_mistakes(
             STORE_OURS, example="--max-workers 4", store_args=self.store_args
         )
         yield from tier_mistakes(
             self.store_tiers, engine=self.engine, connector=self.connector, together=True
         )
+        Price.parse(self.gpu_hour_price)
         rates, limits = self.rates_per_s, "-p search True -p ttft_limit_ms 500"
         if rates and (min(rates) <= 0 or len(set(rates)) < len(rates)):
             yield must_be("rates_per_s", "different numbers above 0", rates, [1, 2, 4])
@@ -182,6 +196,39 @@ class PdSweep(LoadParams):
             yield needs("a rate sweep or search", needed, self.arrivals, "poisson")
         if self.swept and self.trace_speed:
             yield needs("a rate sweep or search", "trace_speed=0", self.trace_speed, 0)
+
+    def _model_mistakes(self) -> Iterator[str]:
+        if not self.models:
+            return
+        if self.model:
+            yield (
+                f"model={self.model} and models={self.models} exclude each other. Leave out one"
+                f" (example: -p models {EXAMPLE})"
+            )
+        if self.engine == "attach":
+            example = f"-p engine vllm -p models {EXAMPLE}"
+            yield unused("models", self.models, "engine=attach", example)
+        elif self.link_runs:
+            yield needs("link_runs", "a sweep of one model", self.models, "-p models ''")
+        else:
+            self.each_model  # noqa: B018  refuses what a model cannot have
+
+    @property
+    def each_model(self) -> dict[str, PdSweep]:
+        """The parameters of each model's part of the sweep, by its short name; empty without
+        `models`. Raises ParameterError for what a model cannot have."""
+        if not self.models:
+            return {}
+        own, found = read_models(self.models), {}
+        hints = get_type_hints(PdSweep)
+        rules = {spec.name: spec.metadata["rule"] for spec in fields(PdSweep)}
+        for name, short in short_names(own).items():
+            try:
+                given = {key: rules[key].read(key, v, hints[key]) for key, v in own[name].items()}
+                found[short] = replace(self, models="", model=name, **given)
+            except ParameterError as error:
+                raise ParameterError(f"models, {name}: {error}") from error
+        return found
 
     def _role_mistakes(self) -> Iterator[str]:
         """Arguments for a role that no measured topology has."""

@@ -35,6 +35,8 @@ class Rule:
     high: float = math.inf
     mapping: bool = False
     """The text is a JSON object; YAML and a mapping are converted to one."""
+    listed: bool = False
+    """With `mapping`: names separated by commas, or a list of them, will do; their order counts."""
     words: bool = False
     """The text is as in a shell; a list of words, or a mapping of variables, is written so."""
 
@@ -42,10 +44,13 @@ class Rule:
         """`value` as the type `wanted`, within the rule. Raises ParameterError."""
         if self.words:
             value = _as_words(value)
-        read = _typed(_as_json(value) if self.mapping else value, wanted)
+        if self.mapping:
+            value = _as_json(value, listed=self.listed)
+        read = _typed(value, wanted)
         allowed, got = "", read
         if read is None:
             allowed, got = "a JSON object" if self.mapping else _TYPES[wanted], value
+            allowed = "a list of names, or a mapping of them" if self.listed else allowed
         elif self.choices and read not in self.choices:
             allowed = f"one of {', '.join(filter(None, self.choices))}"
         elif wanted in (int, float) and not self.low <= read <= self.high:
@@ -122,8 +127,13 @@ def _as_words(value: Any) -> Any:
     return shlex.join(map(str, value)) if isinstance(value, list) else value
 
 
-def _as_json(value: Any) -> Any:
-    """A mapping, or its text in JSON or YAML, as JSON text; anything else unchanged."""
+def _as_json(value: Any, *, listed: bool) -> Any:
+    """A mapping, or its text in JSON or YAML, as JSON text; anything else unchanged.
+
+    Keys are sorted unless their order counts (`listed`); a list of names is then one too.
+    """
+    if listed and isinstance(value, list):
+        return ",".join(map(str, value))
     if isinstance(value, str) and value.strip():
         import yaml
 
@@ -137,7 +147,7 @@ def _as_json(value: Any) -> Any:
                 value = read
                 break
     try:
-        return json.dumps(value, sort_keys=True) if isinstance(value, dict) else value
+        return json.dumps(value, sort_keys=not listed) if isinstance(value, dict) else value
     except (TypeError, ValueError):  # YAML has dates, JSON has none
         return str(value)
 

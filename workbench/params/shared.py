@@ -18,6 +18,7 @@ from workbench.params.engine_args import (
     variable_mistakes,
 )
 from workbench.params.rules import address_mistakes, body_mistakes, param
+from workbench.params.targets import target_mistakes
 
 FAULTS = (
     "role_chunk_first", "tokens_in_bulk", "error_in_stream", "truncated_stream", "late_finish",
@@ -30,6 +31,9 @@ FAULTS = (
 )  # fmt: skip
 """Faults of the simulated engine; `workbench/serve/simulated/faults.csv` explains each."""
 
+
+BUILT_IN_MODELS = ("tiny", "tiny-wide")
+"""Models that are made on this machine (`serve.tiny_model`); the first is used without `model`."""
 
 ROLE_ARGS = ("prefill_args", "decode_args", "aggregated_args")
 """Parameters with additional vLLM arguments of one role; not every notebook has them."""
@@ -128,6 +132,13 @@ class EngineParams:
     client_workers: int = param(
         0, "load generator processes (0: one, more if one cannot keep up)", low=0, high=64
     )
+    time_budget_s: float = param(
+        0.0,
+        "whole rounds only, as many as end within this many seconds (0: all)",
+        low=0,
+        high=10_000_000,
+        example=3600,
+    )
     seed: int = param(0, "random seed of prompts and arrival times", low=0, high=2**31)
     output_dir: str = param("outputs", "folder for results, relative to the repository root")
 
@@ -145,7 +156,9 @@ class EngineParams:
         others |= dict.fromkeys((*arguments, "engine_env", "engine_python"), "vllm")
         for name, other in others.items():
             value = getattr(self, name, "")  # not every notebook has each
-            accepted = ("vllm", "attach") if name == "model" else (other,)
+            accepted = {other}
+            if name == "model":
+                accepted |= {"attach"} | ({"simulated"} if value in BUILT_IN_MODELS else set())
             if value not in ("", "auto") and engine not in accepted:
                 example = f"-p engine {other} -p {name} {shlex.quote(value)}"
                 yield unused(name, value, f"engine={engine}", example)
@@ -162,6 +175,12 @@ class EngineParams:
         if self.place == "ray" and tiers not in ([], ["memory"]):
             example = f"-p place local -p store_tiers {','.join(tiers)}"
             yield unused("store_tiers", tiers, "place=ray", example)
+
+    @property
+    def built_in_model(self) -> str:
+        """The name of the built-in model that servers are started with; empty for another."""
+        name = self.model or BUILT_IN_MODELS[0]
+        return name if name in BUILT_IN_MODELS and self.engine != "attach" else ""
 
     def check_lengths(self, prompt_tokens: int, output_tokens: int) -> None:
         """Refuse requests longer than the servers accept. Raises ParameterError."""
@@ -307,6 +326,11 @@ class LoadParams(EngineParams):
         low=0.0,
         high=1_000_000,
     )
+    targets: list[str] = param(
+        [],
+        "what must hold, e.g. pd tpot within 20% of aggregated (docs/targets.md)",
+        example="store-warm ttft cut >= 60%",
+    )
     prometheus_url: str = param(
         "",
         "URL of a Prometheus that scrapes the servers: adds panels to the page",
@@ -341,6 +365,7 @@ class LoadParams(EngineParams):
 
     def mistakes(self) -> Iterator[str]:
         yield from EngineParams.mistakes(self)
+        yield from target_mistakes(self.targets)
         yield from address_mistakes(
             prometheus_url=self.prometheus_url or (), grafana_url=self.grafana_url or ()
         )

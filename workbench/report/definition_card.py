@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import ResultError
 from workbench.experiment.result.result import Result
-from workbench.experiment.result.result_file import read_facts
 from workbench.metrics.definitions import METRICS, TOOLS, VERSIONS, card, definition_of
+from workbench.report.outcome import folder_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,14 +73,13 @@ def definition_card(result: Result, notebook: Path) -> dict[str, Any] | None:
 
 def _requests(result: Result, notebook: Path) -> pd.DataFrame | None:
     """The stamps of the run's requests, or None where they are not there, or not of this run."""
-    for folder in (result.folder, notebook.parent):
-        try:
-            kept = read_facts(folder / "result.json")
-            if kept.started_at == result.run.started_at:
-                return _read(folder / "requests.parquet")
-        except (OSError, ValueError, ResultError):  # no run, or a file that is cut off
-            continue
-    return None
+    folder = folder_of(result, notebook)
+    if folder is None:
+        return None
+    try:
+        return _read(folder / "requests.parquet")
+    except (OSError, ValueError):  # no rows, or a file that is cut off
+        return None
 
 
 def _read(path: Path) -> pd.DataFrame:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from nbconvert.filters import strip_ansi
 
+from workbench.errors import ResultError
 from workbench.experiment.result.facts import RunFacts, RunOutcome
-from workbench.experiment.result.result import MIME, Result
+from workbench.experiment.result.result import MIME, Result, load_result
+from workbench.experiment.result.result_file import read_facts
 from workbench.metrics.gates.gate import Gate
 from workbench.metrics.gates.gate_effects import taken_away
 from workbench.metrics.gates.gate_table import failed_name
@@ -39,6 +42,26 @@ def result_of(notebook: Any, source: str = "the notebook") -> Result | None:
         for output in cell.get("outputs", []):
             found = output.get("data", {}).get(MIME, found)
     return None if found is None else Result.from_bundle(found, f"the result in {source}")
+
+
+def folder_of(result: Result, notebook: Path) -> Path | None:
+    """The folder with the rows of a result: the run's own, else the notebook's.
+
+    None where neither has them: a later run may have taken the folder.
+    """
+    for folder in (result.folder, notebook.parent):
+        try:
+            if read_facts(folder / "result.json").started_at == result.run.started_at:
+                return folder
+        except (OSError, ValueError, ResultError):  # no run, or a file that is cut off
+            continue
+    return None
+
+
+def with_frames(result: Result, notebook: Path) -> Result:
+    """The result with its rows, where they can be found."""
+    folder = None if result.frames else folder_of(result, notebook)
+    return result if folder is None else replace(load_result(folder), run=result.run)
 
 
 def failure_of(notebook: Any) -> Failure | None:
@@ -117,6 +140,11 @@ def outcome_of(facts: RunFacts | None, status: str = "") -> RunOutcome:
     A result's own words in `facts.outcome` are used only when the run succeeded.
     """
     status = status or (facts.status if facts else "unreadable")
+    if status == "started" and facts and facts.launches:
+        done = f"{facts.launches.measured} of {facts.launches.planned} launches"
+        return RunOutcome(
+            word=f"partial: {done}", severity="unsure", why=f"The run is not finished: {done}."
+        )
     if status != "success":
         return _ENDED[status]
     unchecked = RunOutcome(word="not checked", severity="unsure", why="No gate was evaluated.")

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import nbformat
+from nbformat.v4 import new_notebook
 
-from workbench.errors import ResultError
+from workbench.errors import ParameterError, ResultError
 from workbench.experiment.result.facts import RunFacts
-from workbench.experiment.result.result import Result
+from workbench.experiment.result.result import Result, load_result
 from workbench.metrics.gates.gate import Gate
 from workbench.metrics.gates.gate_effects import Failed, of_the_run, spoil, taken_away, touching
 from workbench.metrics.gates.gate_table import KINDS, lead_of
@@ -39,27 +40,73 @@ from workbench.report.outcome import (
 from workbench.report.templating import fill
 
 _OUTCOMES = ("FAIL", "INCONCLUSIVE", "PASS")
+_KEPT = {"run.ipynb": "report.html", "run.failed.ipynb": "report.failed.html"}
+"""The notebooks that `workbench run` leaves in a run folder, the first that is there; their pages.
+"""
 _WHEN_STOPPED = {"failed": "the run failed", "cancelled": "the run was cancelled"}
 
 
-def write_page(notebook_path: str | Path, html_path: str | Path | None = None) -> Path:
-    """Render an executed notebook to `html_path`, beside the notebook unless said otherwise.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Executed:
+    """What a report is made of."""
 
-    Raises ResultError when the file is no notebook, or its result cannot be read.
+    source: Path
+    """The notebook's file, or result.json of a run without one."""
+    notebook: Any
+    result: Result | None
+    card: Mapping[str, Any] | None
+
+    @property
+    def in_run_folder(self) -> bool:
+        """Whether it is the notebook that `workbench run` keeps in the run's folder."""
+        return self.source.name in (*_KEPT, "result.json")
+
+
+def read_executed(path: str | Path) -> Executed:
+    """Read an executed notebook, or that of a run folder; a run without one has its result only.
+
+    Raises ParameterError for a path that is neither, and ResultError when the file is no notebook
+    or its result cannot be read.
     """
-    source = Path(notebook_path)
-    try:
-        notebook = nbformat.read(source, as_version=4)
-        result = result_of(notebook, str(source))
-    # nbformat takes any JSON for a notebook of some version and stumbles over it in many ways
-    except (OSError, ValueError, AttributeError, TypeError, nbformat.ValidationError) as error:
-        raise ResultError(
-            f"{source} cannot be read as a notebook ({error}); give an executed one (example:"
-            " out.ipynb)"
-        ) from error
-    target = Path(html_path) if html_path is not None else source.with_suffix(".html")
+    given = Path(path)
+    names = (*_KEPT, "result.json")
+    source = next((given / name for name in names if (given / name).is_file()), given)
+    if not source.is_file():
+        what = f"holds none of {', '.join(names)}" if given.is_dir() else "does not exist"
+        raise ParameterError(
+            f"{given} {what}. Give an executed notebook or a run folder (example: out.ipynb)"
+        )
+    if source.name == "result.json":
+        notebook: Any = new_notebook()
+        result: Result | None = load_result(source.parent)
+    else:
+        try:
+            notebook = nbformat.read(source, as_version=4)
+            result = result_of(notebook, str(source))
+        # nbformat takes any JSON for a notebook of some version, and stumbles in many ways
+        except (
+            OSError, ValueError, AttributeError, TypeError, nbformat.ValidationError,
+        ) as error:  # fmt: skip
+            raise ResultError(
+                f"{source} cannot be read as a notebook ({error}); give an executed one (example:"
+                " out.ipynb)"
+            ) from error
     card = definition_card(result, source) if result else None
-    target.write_text(render(notebook, result, card), encoding="utf-8")
+    return Executed(source=source, notebook=notebook, result=result, card=card)
+
+
+def write_page(path: str | Path, html_path: str | Path | None = None) -> Path:
+    """Render an executed notebook, or that of a run folder, to `html_path`.
+
+    By default the page lies beside the notebook under its name; in a run folder it is report.html.
+    Raises as `read_executed` does.
+    """
+    found = read_executed(path)
+    own = found.source.with_suffix(".html")
+    if found.in_run_folder:
+        own = found.source.with_name(_KEPT.get(found.source.name, "report.html"))
+    target = Path(html_path) if html_path is not None else own
+    target.write_text(render(found.notebook, found.result, found.card), encoding="utf-8")
     return target
 
 
@@ -94,6 +141,7 @@ def render(notebook: Any, result: Result | None, card: Mapping[str, Any] | None 
         result=facts,
         name="-".join(filter(None, (facts.notebook or "notebook", facts.run_id))),
         heading=_headline(facts.finding or (f"{title}: {stopped}" if stopped else title)),
+        partial=_partial(facts) if status != "success" else "",
         status=status,
         outcome=outcome_of(facts, status) if status else None,
         cards=facts.numbers,
@@ -123,6 +171,18 @@ def render(notebook: Any, result: Result | None, card: Mapping[str, Any] | None 
     return with_tooltips(page) if result else page
 
 
+def _partial(facts: RunFacts) -> str:
+    """What a reader must know of a page that was made before its run has ended."""
+    launches = facts.launches
+    if launches is None:
+        return ""
+    return (
+        f"{launches.measured} of {launches.planned} launches have been measured"
+        f" ({moment(facts.finished_at)}). All numbers, intervals and gates are of these launches"
+        " and can still change."
+    )
+
+
 def _headline(text: str) -> str:
     """A line of large type, not broken between a number and its `%`."""
     return text.replace(" %", "\N{NO-BREAK SPACE}%")
@@ -139,13 +199,15 @@ def _title(notebook: Any, facts: RunFacts) -> str:
 
 
 def _kicker(notebook: Any, facts: RunFacts, title: str) -> list[str]:
-    """Notebook, topologies, connectors, date and duration; what is not known is left out."""
+    """Notebook, several models, topologies, connectors, date, duration; none that is not known."""
     subjects = [arm for arm in facts.arms if arm.role == "subject"]
     topologies = list(dict.fromkeys(arm.topology for arm in subjects if arm.topology))
     connectors = dict.fromkeys(arm.connector for arm in subjects)
     run = notebook.metadata.get("papermill", {})
+    models = [row.model for row in facts.models]
     parts = [
         title if facts.finding else facts.notebook.replace("_", " "),
+        ", ".join(models) if len(models) < 4 else f"{len(models)} models",
         ", ".join(topologies) if len(topologies) < 5 else f"{len(topologies)} topologies",
         ", ".join(name for name in connectors if name not in ("", "none")),
         moment(facts.started_at or run.get("start_time")),
@@ -225,11 +287,27 @@ def _tables(result: Result) -> list[tuple[str, dict[str, Any]]]:
         ("Workload", _workload(facts)),
         ("Run", {name: value for name, value in run.items() if value}),
         ("Model", {name: value for name, value in asdict(facts.engine).items() if value}),
+        ("Models", _models(facts)),
         ("Machine", machine),
         ("Hosts", _hosts(facts)),
         ("Versions", versions),
     ]
     return [(name, table) for name, table in tables if table]
+
+
+def _models(facts: RunFacts) -> dict[str, str]:
+    """What tells several models apart; empty for one."""
+    told = {}
+    for row in facts.models:
+        has = [
+            "" if row.name == row.model else row.name,
+            f"{row.layers} layers" if row.layers else "",
+            row.dtype,
+            f"{row.kv_bytes_per_token:,.0f} bytes of KV a token" if row.kv_bytes_per_token else "",
+            row.machine_speed or "",
+        ]
+        told[row.model] = "; ".join(filter(None, has))
+    return told
 
 
 def _hosts(facts: RunFacts) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from html import escape
 from math import isnan
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 _LABELS = frozenset(
     "arm pass baseline_arm baseline_pass metric prompts what n n_requests n_rounds n_pairs"
-    " requests note".split()
+    " requests note gate".split()
 ) | {"arm and state", "part of TTFT (median, ms)"}
 """Columns that say what a row is, and hold no number that a gate could take away."""
 _HEADERS = {
@@ -37,8 +38,8 @@ def table(frame: pd.DataFrame) -> Styler | None:
     if frame.empty:
         return None
     own = _HEADERS | frame.attrs.get("headers", {})
-    headers = [own.get(name, name.replace("_", " ")) for name in map(str, frame.columns)]
-    shown = frame.style.hide(axis="index").format(_cell)
+    headers = [escape(own.get(name, name.replace("_", " "))) for name in map(str, frame.columns)]
+    shown = frame.style.hide(axis="index").format(_cell, escape="html")
     shown = shown.relabel_index(headers, axis="columns")
     failed, kinds = frame.attrs.get("failed_gates", ()), frame.attrs.get("shows", ())
     if not failed or not kinds:
@@ -54,7 +55,7 @@ def table(frame: pd.DataFrame) -> Styler | None:
     numbers: list[Hashable] = [name for name in frame.columns if name not in _LABELS]
     said = dict.fromkeys(does(row, name).said for row in rows for name in numbers)
     if text := "; ".join(filter(None, said)):
-        shown = shown.set_caption(f"{text[:1].upper()}{text[1:]}.")
+        shown = shown.set_caption(escape(f"{text[:1].upper()}{text[1:]}."))
     return shown.apply(
         lambda column: [_STRUCK if does(row, column.name).struck else "" for row in rows],
         subset=numbers,

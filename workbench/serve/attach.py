@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import httpx
 
 from workbench.control import connect_problem, control_client, server_address, tls_context
 from workbench.errors import DeploymentError, must_be
-from workbench.serve.connectors import lmcache
+from workbench.records import PROXY_HEADER, ProxyFacts
+from workbench.serve.connectors import CONNECTORS, lmcache
 from workbench.serve.deployment import Deployment, Instance
 from workbench.topology import Role
 
@@ -36,7 +38,10 @@ async def attach(
     or path in /v1/models, or the first one listed. A proxy may have no such list: then the models
     are those of the listed servers, or `model` is used as given. The API key is OPENAI_API_KEY of
     the environment; the store does not get it. Raises DeploymentError if no server responds, the
-    key is rejected, or no server lists `model`.
+    key is rejected, no server lists `model`, or instances behind our proxy are not listed.
+
+    Behind the workbench's own proxy on this machine, its records of legs are read, and it says
+    which connector and instances it has.
     """
     base = server_address(base_url)
     answering: Role = "decode" if prefill_urls else "aggregated"
@@ -54,8 +59,11 @@ async def attach(
     if base.startswith("https://"):
         tls_context()  # raises if the trusted certificates cannot be read
     async with control_client(headers=deployment.headers) as client:
-        chosen, doubts = await _choose_model(client, deployment, model)
-    return replace(deployment, model=chosen, doubts=doubts)
+        answer = await _model_list(client, base, deployment.api_key)
+        chosen, doubts = await _choose_model(client, deployment, _models(answer), model)
+        if PROXY_HEADER in answer.headers:
+            deployment = await _behind_our_proxy(client, deployment)
+    return replace(deployment, model=chosen, doubts=(*doubts, *deployment.doubts))
 
 
 def parameters_for(deployment: Deployment) -> dict[str, Any]:
@@ -68,12 +76,54 @@ def parameters_for(deployment: Deployment) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value}
 
 
-async def _choose_model(
-    client: httpx.AsyncClient, deployment: Deployment, wanted: str
-) -> tuple[str, tuple[str, ...]]:
-    """The model name for requests, and doubts about it."""
+async def _behind_our_proxy(client: httpx.AsyncClient, deployment: Deployment) -> Deployment:
+    """With what our proxy at its URL knows; with a doubt instead if that is of no use."""
     url = deployment.url
-    models = await _models(client, url, deployment.api_key)
+    try:
+        asked_s = monotonic()
+        said = (await client.get(f"{url}/servers")).json()
+        same_clock = asked_s <= said.pop("clock_s") <= monotonic()
+        known = {one.name for one in fields(ProxyFacts)}
+        found = {name: value for name, value in said.items() if name in known}
+        proxy = ProxyFacts(**{name: value for name, value in found.items() if value is not None})
+    except (httpx.HTTPError, ValueError, LookupError, TypeError, AttributeError):
+        return replace(deployment, doubts=(f"The proxy at {url} does not say what is behind it.",))
+    if not same_clock:
+        doubt = (
+            f"The proxy at {url} runs on another machine, so its timestamps cannot be used: there"
+            " is no waterfall. Run the workbench on that machine."
+        )
+        return replace(deployment, doubts=(doubt,))
+    listed = {instance.url for instance in deployment.instances}
+    behind = {*proxy.prefill, *proxy.decode}
+    doubts: tuple[str, ...] = ()
+    if listed and (unlisted := sorted(behind - listed)):
+        if len(listed) < len(behind):
+            raise DeploymentError(
+                f"prefill_urls and decode_urls must be all {len(behind)} instances behind the proxy"
+                f" at {url}, or none of them, got {len(listed)} (missing: {', '.join(unlisted)})"
+            )
+        doubts = (
+            "It is unknown which instance got which prompt, because the proxy knows instances by"
+            f" other URLs ({', '.join(unlisted)}). List these.",
+        )
+    store = CONNECTORS[proxy.connector].store if proxy.connector in CONNECTORS else None
+    return replace(
+        deployment,
+        proxy_url=url,
+        proxy=proxy,
+        store=store or deployment.store,
+        # Who lists the instances wants them counted and reset.
+        store_url=deployment.store_url or (proxy.store_url if listed else ""),
+        doubts=doubts,
+    )
+
+
+async def _choose_model(
+    client: httpx.AsyncClient, deployment: Deployment, models: Models | str, wanted: str
+) -> tuple[str, tuple[str, ...]]:
+    """The model name for requests, from those that the URL lists, and doubts about it."""
+    url = deployment.url
     if isinstance(models, str):
         silent, models = models, await _models_in_common(client, deployment, wanted)
         if not models and not wanted:
@@ -105,8 +155,8 @@ def _named(models: Models, wanted: str) -> str:
     return wanted if wanted in models else next(by_root, "")
 
 
-async def _models(client: httpx.AsyncClient, url: str, key: str) -> Models | str:
-    """The models that a server lists, at least one, or what it responded instead.
+async def _model_list(client: httpx.AsyncClient, url: str, key: str) -> httpx.Response:
+    """The response of a server to the question for its models.
 
     Raises DeploymentError if the server does not respond or rejects the API key.
     """
@@ -126,14 +176,22 @@ async def _models(client: httpx.AsyncClient, url: str, key: str) -> Models | str
             f" {answer.status_code}). Set {API_KEY} in the environment (example: export"
             f" {API_KEY}=...)"
         )
-    said = f"{answer.status_code} {answer.reason_phrase}".rstrip()
     if answer.status_code in (502, 503, 504):
         raise DeploymentError(
             f"base_url must be a ready OpenAI-compatible server, but {url}/v1/models responded"
-            f" {said}. Wait for it, or start its backend (example: curl {url}/v1/models)"
+            f" {_status(answer)}. Wait for it, or start its backend (example: curl {url}/v1/models)"
         )
+    return answer
+
+
+def _status(answer: httpx.Response) -> str:
+    return f"{answer.status_code} {answer.reason_phrase}".rstrip()
+
+
+def _models(answer: httpx.Response) -> Models | str:
+    """The models that a server lists, at least one, or what it responded instead."""
     if answer.status_code != 200:
-        return f"responded {said}"
+        return f"responded {_status(answer)}"
     try:
         models = {str(row["id"]): str(row.get("root") or "") for row in answer.json()["data"]}
     except (ValueError, LookupError, TypeError, AttributeError):
@@ -152,7 +210,7 @@ async def _models_in_common(
     away: DeploymentError | None = None
     for instance in deployment.instances[::-1]:
         try:
-            models = await _models(client, instance.url, deployment.api_key)
+            models = _models(await _model_list(client, instance.url, deployment.api_key))
         except DeploymentError as error:
             away = error
             continue

@@ -11,18 +11,19 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from math import nan
 from pathlib import Path
 from typing import Any, cast
 
 import httpx
+import orjson
 
 from workbench.control import connect_problem, control_client
 from workbench.errors import DeploymentError, LaunchError, ResetRefusedError
 from workbench.hardware.hosts import THIS_MACHINE
-from workbench.records import LegRecord
+from workbench.records import LegRecord, ProxyFacts
 from workbench.serve import vllm
 from workbench.serve.checks.capacity import (
     Capacity,
@@ -76,7 +77,7 @@ class DeploymentPlan:
     @property
     def store_http_url(self) -> str:
         """URL of the store's /metrics and resets; empty without a store."""
-        stores = (p.ready_url.rpartition("/")[0] for p in self.processes if p.role == "store")
+        stores = (_base(p.ready_url) for p in self.processes if p.role == "store")
         return next(stores, "")
 
     @property
@@ -216,7 +217,17 @@ def plan_deployment(
         for p in processes
     ]
     if topology.instances > 1:
-        processes.append(_proxy(topology, connector, processes, side_urls, port=next(free)))
+        about = {
+            "connector": connector.name,
+            "store_url": next((_base(p.ready_url) for p in processes if p.role == "store"), ""),
+            "kv_bytes_per_token": settings.kv_bytes_per_token,
+            "chunk_tokens": chunk_tokens,
+            "store_gb": store_gb,
+            "ranks": asdict(tp),
+            "prefix_caching": settings.prefix_caching,
+            "drop_blocks": [role for role, each in settings.drafting.items() if each.drops_block],
+        }
+        processes.append(_proxy(topology, connector, processes, side_urls, about, port=next(free)))
     if settings.platform == "simulated":
         processes = simulated_processes(processes, topology, connector, settings, store_gb=store_gb)
     return DeploymentPlan(
@@ -229,11 +240,16 @@ def plan_deployment(
     )
 
 
+def _base(ready_url: str) -> str:
+    return ready_url.rpartition("/")[0]
+
+
 def _proxy(
     topology: Topology,
     connector: Connector,
     others: Sequence[ProcessSpec],
     side_urls: Sequence[str],
+    about: Mapping[str, Any],
     *,
     port: int,
 ) -> ProcessSpec:
@@ -249,7 +265,7 @@ def _proxy(
         role="proxy",
         here=True,
         program=(sys.executable, "-m", "workbench.serve.proxy.proxy"),
-        args=("--port", str(port), "--mode", mode, *legs),
+        args=("--port", str(port), "--mode", mode, *legs, "--about", orjson.dumps(about).decode()),
         port=port,
         ready_url=f"http://127.0.0.1:{port}/health",
     )
@@ -279,6 +295,8 @@ class Deployment:
     store: Store = lmcache.STORE
     """The kind of store; an attached one is LMCache's."""
     proxy_url: str = ""
+    proxy: ProxyFacts | None = None
+    """What the workbench's proxy says about servers that this run did not start."""
     processes: tuple[Process, ...] = ()
     plan: DeploymentPlan | None = None
     started_s: float = nan
@@ -288,6 +306,16 @@ class Deployment:
     """What is uncertain about attached servers."""
     probes: Mapping[str, Asked] = field(default_factory=dict, repr=False)
     """Hosts of instances that can be asked for their clocks and links, by address."""
+
+    @property
+    def topology(self) -> Topology | None:
+        """The instances behind the proxy; None if they are unknown."""
+        if self.plan is not None:
+            return self.plan.topology
+        if self.proxy is None:
+            return None
+        prefill, decode = len(self.proxy.prefill), len(self.proxy.decode)
+        return Topology(prefill=prefill, decode=decode) if prefill else Topology(aggregated=decode)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -371,7 +399,7 @@ class Deployment:
     async def _of_proxy(self, path: str) -> Any:
         if not self.proxy_url:
             return None
-        async with control_client(30.0) as client:
+        async with control_client(30.0, headers=self.headers) as client:
             try:
                 return (await client.get(self.proxy_url + path)).json()
             except httpx.HTTPError:

@@ -92,8 +92,8 @@ def test_a_speed_is_measured_once_and_kept(tmp_path, monkeypatch, capsys):
     fresh = replace(TYPICAL, at=datetime.now(UTC).isoformat(timespec="seconds"))
     measured = []
     monkeypatch.setattr(speed, "cache_folder", lambda: tmp_path)
-    monkeypatch.setattr(speed, "_key", lambda dtype, _: dtype)
-    monkeypatch.setattr(speed, "_measured", lambda dtype, _: measured.append(dtype) or fresh)
+    monkeypatch.setattr(speed, "_key", lambda dtype, *_: dtype)
+    monkeypatch.setattr(speed, "_measured", lambda dtype, *_: measured.append(dtype) or fresh)
     assert machine_speed("float32", HERE) == machine_speed("float32", HERE) == fresh
     assert measured == ["float32"]
     assert "once" in capsys.readouterr().out
@@ -109,10 +109,10 @@ def test_a_machine_that_cannot_be_measured_is_taken_for_a_typical_one(tmp_path, 
     lacking = interpreter(str(environment(tmp_path / "env")))
     assert machine_speed("", lacking) is TYPICAL
     monkeypatch.setattr(speed, "cache_folder", lambda: tmp_path)
-    monkeypatch.setattr(speed, "_key", lambda dtype, _: dtype)
+    monkeypatch.setattr(speed, "_key", lambda dtype, *_: dtype)
     tried = []
     monkeypatch.setattr(speed, "_not_measured", set())
-    monkeypatch.setattr(speed, "_measured", lambda dtype, _: tried.append(dtype))
+    monkeypatch.setattr(speed, "_measured", lambda dtype, *_: tried.append(dtype))
     assert machine_speed("float32", HERE) is machine_speed("float32", HERE) is TYPICAL
     assert tried == ["float32"]  # the next plan does not wait for it again
     assert str(TYPICAL).startswith("based on another machine")

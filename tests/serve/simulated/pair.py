@@ -1,5 +1,6 @@
 """A simulated deployment inside the test's own event loop, behind the real proxy."""
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from math import isnan
@@ -80,7 +81,8 @@ def _proxy(args: tuple[str, ...]) -> tuple[web.Application, int]:
         said[option] = [*filter(None, said.get(option, [])), value]
     (mode,), (port,), (fault,) = said["--mode"], said["--port"], said["--fault"]
     urls = {role: said[f"--{role}"] for role in ("prefill", "decode", "bootstrap")}
-    return create_app(mode=mode, fault=fault, **urls), int(port)
+    about = json.loads(said["--about"][0])
+    return create_app(mode=mode, fault=fault, about=about, **urls), int(port)
 
 
 class Pair:

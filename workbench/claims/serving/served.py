@@ -85,10 +85,10 @@ def served_recipe(
 
 def _estimate_s(made: ExperimentPlan) -> float:
     """The plan's estimate; at the tiny model's speed if the model's is unknown."""
-    if isfinite(made.estimate_s):
-        return made.estimate_s
+    if isfinite(made.rule_s):
+        return made.rule_s
     arms = tuple(replace(arm, settings=None) for arm in made.arms)
-    return replace(made, speed=TYPICAL, arms=arms).estimate_s
+    return replace(made, speed=TYPICAL, arms=arms).rule_s
 
 
 def shared(params: EngineParams, setting: Setting) -> dict[str, Any]:
@@ -96,6 +96,7 @@ def shared(params: EngineParams, setting: Setting) -> dict[str, Any]:
     given = {spec.name: getattr(params, spec.name) for spec in fields(EngineParams)}
     return given | {
         "rounds": setting.runs, "seed": setting.seed, "output_dir": str(setting.output_dir),
+        "time_budget_s": 0.0,  # that of the validation is for all recipes together
     }  # fmt: skip
 
 

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.plan.rates import rate_name
 from workbench.hardware import machine
-from workbench.hardware.physics import accelerator, decode_ceiling_tps, prefill_ceiling_tps
+from workbench.hardware.physics import (
+    Accelerator,
+    accelerator,
+    decode_ceiling_tps,
+    prefill_ceiling_tps,
+)
 from workbench.load.drive.workers import most_workers
 from workbench.load.workload.workload import Workload
 from workbench.metrics.gates import cache_gates, response_gates, run_gates
@@ -38,18 +43,22 @@ def check(
     client: Mapping[str, float],
     reasons: Sequence[str],
     refusals: Sequence[str],
+    under_way: bool = False,
 ) -> tuple[Gate, ...]:
     """The gates that apply to this plan.
 
     `client` is the worst reading of the client's health; `reasons` say why passes were not run,
-    `refusals` which caches were not emptied.
+    `refusals` which caches were not emptied. `under_way`: launches are still to come.
     """
     busy = client.get("others_cpu_share", 0.0) > OTHERS_SHARE
     late = client.get("loop_lag_p99_s", 0.0) > LAG_P99_S
     workers = most_workers(plan.workload.sample, plan.arrivals)
     asked = [
         run_gates.every_pass_ran(
-            _planned(plan, requests), [(p.arm, p.round, p.pass_name) for p in passes], reasons
+            _planned(plan, requests),
+            [(p.arm, p.round, p.pass_name) for p in passes],
+            reasons,
+            under_way=under_way,
         ),
         response_gates.no_failures(requests),
         *_caches(plan, passes, refusals),
@@ -117,6 +126,8 @@ def _caches(
 def _responses(
     plan: ExperimentPlan, requests: pd.DataFrame, legs: pd.DataFrame, *, others_share: float
 ) -> Iterator[Gate | None]:
+    import pandas as pd
+
     yield response_gates.output_counts_equal(requests)
     yield run_gates.possible(requests)
     partly = {p.name for arm in plan.arms for p in arm.passes if p.share < 1}
@@ -125,12 +136,10 @@ def _responses(
         yield response_gates.cached_as_planned(requests, partly, block=unit)
     if plan.rates is None:
         same_prompts = requests[~requests["pass"].isin(partly)]
-        colds = [p.name for p in plan.arms[0].passes if p.state == "cold"]
-        if plan.sized:  # the largest size has the prompts of all others
-            same_prompts = same_prompts.replace({"pass": {colds[-1]: "cold"}})
-        alike = with_same_history(same_prompts, plan.workload.sample, plan.text_reference)
+        alike = pd.concat([_alike(part, same_prompts) for part in plan.parts])
+        references = [part.text_reference for part in plan.parts]
         batched = plan.arrivals.kind != "closed" or plan.arrivals.concurrency > 1
-        yield response_gates.same_text(alike, plan.text_reference, batched=batched)
+        yield response_gates.same_text(alike, *references, batched=batched)
     if "decode_instance" in legs:
         yield run_gates.instances_alike(requests, legs, others_share=others_share)
     if plan.platform in ("cuda", "rocm"):
@@ -139,6 +148,15 @@ def _responses(
         yield run_gates.steady(
             requests, concurrency=plan.arrivals.concurrency, others_share=others_share
         )
+
+
+def _alike(part: ExperimentPlan, requests: pd.DataFrame) -> pd.DataFrame:
+    """The rows of one model whose text must equal that of its reference."""
+    mine = requests[requests["arm"].isin([arm.label for arm in part.arms])]
+    colds = [p.name for p in part.arms[0].passes if p.state == "cold"]
+    if part.sized:  # the largest size has the prompts of all others
+        mine = mine.replace({"pass": {colds[-1]: "cold"}})
+    return with_same_history(mine, part.workload.sample, part.text_reference)
 
 
 def with_same_history(requests: pd.DataFrame, workload: Workload, reference: str) -> pd.DataFrame:
@@ -178,6 +196,19 @@ def ceilings(plan: ExperimentPlan) -> tuple[dict[str, response_gates.Ceilings], 
     known = accelerator(gpus[0].name) if gpus else None
     if known is None:
         return {}, f"No hardware limit is known for {gpus[0].name if gpus else 'this machine'}"
+    found: dict[str, response_gates.Ceilings] = {}
+    unknown = ""
+    for part in plan.parts:
+        limits, why = _ceilings_of(part, known)
+        found |= limits
+        unknown = unknown or (f"{part.model}: {why}" if part.model and why else why)
+    return found, unknown
+
+
+def _ceilings_of(
+    plan: ExperimentPlan, known: Accelerator
+) -> tuple[dict[str, response_gates.Ceilings], str]:
+    """The same of one model on known GPUs."""
     found = {}
     for arm in plan.arms:
         if arm.settings is None or not arm.settings.local:

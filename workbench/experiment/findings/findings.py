@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from math import nan
 from typing import TYPE_CHECKING, TypeVar
 
 from workbench.experiment.findings.checks import check
 from workbench.experiment.findings.compare import compare, summarise
+from workbench.experiment.findings.decision.decision_findings import (
+    decision_headline,
+    decision_rows,
+    decision_sentence,
+)
+from workbench.experiment.findings.decision.point_findings import (
+    energy_doubts,
+    point_rows,
+    power_sentence,
+)
 from workbench.experiment.findings.doubts import (
     draft_doubts,
     limits_of,
@@ -18,6 +28,11 @@ from workbench.experiment.findings.doubts import (
 )
 from workbench.experiment.findings.headline import headline, valid_finding
 from workbench.experiment.findings.link_findings import link_rows, link_sentences
+from workbench.experiment.findings.model_findings import (
+    models_cards,
+    models_finding,
+    side_by_side,
+)
 from workbench.experiment.findings.rate_findings import (
     answers,
     rate_cards,
@@ -39,11 +54,13 @@ from workbench.experiment.findings.size_findings import (
     size_rows,
     size_sentences,
 )
+from workbench.experiment.findings.target_findings import target_rows
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.result.facts import (
     ClockRow,
     Comparison,
     LinkRow,
+    RateRow,
     RunFacts,
     SearchRow,
     SizeRow,
@@ -73,6 +90,7 @@ if TYPE_CHECKING:
 
 
 _Compared = TypeVar("_Compared", SizeRow, LinkRow)
+_OfArm = TypeVar("_OfArm", RateRow, SizeRow, Comparison)
 
 
 def conclude(
@@ -86,13 +104,14 @@ def conclude(
     refusals: Sequence[str] = (),
     links: Sequence[tuple[str, LinkRate, bool]] = (),
     earlier: Sequence[LinkRow] = (),
+    unmetered: Mapping[str, str] | None = None,
 ) -> RunFacts:
     """The facts of a run with all that follows from its rows and counters.
 
     `facts` has the doubts, the clocks and the client's readings so far. `reasons` say why passes
     were not run, `refusals` which caches were not emptied. `links` are the measured link rates of
-    arms, `earlier` the results of runs over other links. Requests that a cancelled run cut off do
-    not count.
+    arms, `earlier` the results of runs over other links. `unmetered` says why the power of arms is
+    unknown. Requests that a cancelled run cut off do not count.
     """
     sent = plan.workload.sample
     if facts.status == "cancelled":
@@ -125,7 +144,8 @@ def conclude(
     rates, answered = rate_rows(plan.rates, requests), answers(plan.rates, requests)
     each_arm = dict.fromkeys(row.arm for row in rates)
     rates_said = zip(each_arm, rate_sentences(plan.rates, rates, answered), strict=True)
-    sizes = size_rows(plan, requests, comparisons, passes)
+    parts = plan.parts
+    sizes = tuple(row for part in parts for row in size_rows(part, requests, comparisons, passes))
     gates = check(
         plan,
         requests,
@@ -134,16 +154,32 @@ def conclude(
         client=facts.client,
         reasons=reasons,
         refusals=refusals,
+        under_way=facts.status == "started",
     )
     failed = failed_gates(gates)
+    points = point_rows(plan, requests, energy=facts.energy, unmetered=unmetered)
+    decisions = decision_rows(
+        plan,
+        requests,
+        requests.iloc[:0] if legs is None else legs,
+        rates=rates,
+        found=answered,
+        arms=facts.arms,
+        points=points,
+        gates=gates,
+    )
     found, unproven = "No request succeeded", ""
     if succeeded(requests).any():
-        said, limiting = valid_finding(plan, comparisons, failed)
-        if rates:
-            said = rate_headline(rates, answered)
-            limiting = touching(failed, arms=[rates[0].arm])
+        if plan.by_model:
+            said, limiting = models_finding(plan, comparisons, rates, answered, sizes, failed)
+        elif rates:
+            said, arms = decision_headline(plan, decisions)
+            said = said or rate_headline(rates, answered)
+            limiting = touching(failed, arms=arms or [rates[0].arm])
         elif sizes:
             said, limiting = size_headline(sizes), touching(failed, arms=sizes[0].arms)
+        else:
+            said, limiting = valid_finding(plan, comparisons, failed)
         found, unproven = headline(
             said,
             limiting,
@@ -151,14 +187,18 @@ def conclude(
             interval=any(row.ratio.verdict != "no_interval" for row in comparisons),
         )
     known = (*earlier, *_links(facts, plan, requests, legs, passes, summary, comparisons, links))
+    numbers = [
+        rate_cards(part.rates, _of(part, rates), answered, failed)
+        or size_cards(_of(part, sizes), failed)
+        or cards(part, summary, _of(part, comparisons), failed)
+        for part in parts
+    ]
     pays = break_even(plan, summary, comparisons, cached=_cached_when_warm(requests))
     return replace(
         facts,
         finding=found,
         unproven=unproven,
-        numbers=rate_cards(plan.rates, rates, answered, failed)
-        or size_cards(sizes, failed)
-        or cards(plan, summary, comparisons, failed),
+        numbers=models_cards(numbers) if plan.by_model else numbers[0],
         gates=gates,
         doubts=(
             *gate_doubts(failed),
@@ -166,21 +206,41 @@ def conclude(
             *round_doubts(plan),
             *sample_doubts(requests),
             *draft_doubts(plan, passes),
+            *energy_doubts(facts.energy),
         ),
         break_even=told(pays, spoil(failed, "ratios", "times")) if pays else "",
         sentences=(
             *told_once((text, spoil(failed, "times", arms=[arm])) for arm, text in rates_said),
             *told_once(_said_of_arms(sizes, size_sentences, failed)),
             *told_once(_said_of_arms(known, link_sentences, failed)),
-            *(sentences(plan, summary, comparisons, failed) if not sizes else ()),
+            *told_once(
+                (text, spoil(failed, "ratios", arms=arms))
+                for text, arms in (side_by_side(plan, comparisons) if plan.by_model else ())
+            ),
+            *(
+                text
+                for part in (parts if not sizes else ())
+                for text in sentences(part, summary, _of(part, comparisons), failed)
+            ),
         ),
         rates=rates,
         sizes=sizes,
         links=known,
+        points=points,
+        decisions=decisions,
+        decision=decision_sentence(plan, decisions),
+        power=power_sentence(facts.energy, unmetered or {}),
         searches=tuple(SearchRow(arm=arm, **asdict(each)) for arm, each in answered.items()),
         summary=summary,
         comparisons=comparisons,
+        targets=target_rows(getattr(plan.params, "targets", ()), facts.arms, comparisons, failed),
     )
+
+
+def _of(part: ExperimentPlan, rows: Sequence[_OfArm]) -> list[_OfArm]:
+    """The rows of a model's arms."""
+    arms = {arm.label for arm in part.arms}
+    return [row for row in rows if row.arm in arms]
 
 
 def _links(

@@ -126,13 +126,24 @@ def _warm_finding(what: str, rows: Sequence[Comparison]) -> str:
     if verdict == "undecided":
         return f"No significant effect of a warm {what} on TTFT"
     if verdict == "no_interval":
-        return f"{lead} speed-up {_span(row.ratio.value for row in rows)} (too few rounds for a CI)"
-    if verdict in ("faster", "slower"):
-        sizes = [row.ratio.value if verdict == "faster" else 1 / row.ratio.value for row in rows]
-        return f"{lead} {_span(sizes)} {verdict}"
+        return f"{lead} speed-up {effect(rows, 'arm')} (too few rounds for a CI)"
     if verdict == "mixed":
         return f"Warm {what}: {_counted(rows, 'arm').replace('effect', 'effect on TTFT')}"
-    return f"{lead} {_counted(rows, 'arm')}"
+    return f"{lead} {effect(rows, 'arm')}"
+
+
+def effect(rows: Sequence[Comparison], noun: str) -> str:
+    """`4.6x faster`, `no significant effect` or `faster (2 of 3 arms)`; `not measured` without
+    rows, and only the sizes where rounds are too few."""
+    verdict = overall(rows) if rows else "undecided"
+    if not rows or verdict == "undecided":
+        return "no significant effect" if rows else "not measured"
+    if verdict == "no_interval":
+        return _span(row.ratio.value for row in rows)
+    if verdict in ("faster", "slower"):
+        sizes = [row.ratio.value if verdict == "faster" else 1 / row.ratio.value for row in rows]
+        return f"{_span(sizes)} {verdict}"
+    return _counted(rows, noun)
 
 
 def _split_finding(rows: Sequence[Comparison]) -> str:

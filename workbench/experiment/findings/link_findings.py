@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _EXAMPLE = "outputs/pd_sweep/1a2b3c4d"
-_MAY_DIFFER = frozenset({"link_runs", "output_dir", "ray_address", "rounds", "spread"})
+_MAY_DIFFER = frozenset({"link_runs", "output_dir", "ray_address", "rounds", "spread", "targets"})
 _NO_RATIO = Ratio(value=nan, low=nan, high=nan, rounds=0, pairs=0, note="no opponent")
 ACROSS = ("ttft_s", "e2e_s")
 """The metrics that a slow link makes longer."""

@@ -66,7 +66,7 @@ def _median_per_s(rounds: Iterable[Iterable[float]]) -> float:
     return median(rates) if rates else nan
 
 
-def _kept_up(row: RateRow) -> bool:
+def kept_up(row: RateRow) -> bool:
     """Whether throughput reached the offered rate.
 
     A slow first response shortens the time from the first to the last end, so throughput may
@@ -103,10 +103,23 @@ def rate_headline(rows: Sequence[RateRow], found: Mapping[str, Answer]) -> str:
     )
 
 
+def reached(rows: Sequence[RateRow], found: Mapping[str, Answer]) -> str:
+    """What the first of these arms reached, for a headline about several models."""
+    mine = [row for row in rows if row.arm == rows[0].arm]
+    if not mine:
+        return "not measured"
+    if (answer := found.get(mine[0].arm)) is not None:
+        return f"{answer.met_per_s:g} req/s" if answer.resolved else "not resolved"
+    top, kept_up = _top(mine)
+    if kept_up:
+        return f"matched {top.offered_per_s:.3g} req/s"
+    return f"peaked at {top.achieved_per_s:.3g} req/s"
+
+
 def _top(rows: Sequence[RateRow]) -> tuple[RateRow, bool]:
     """The rate with the highest throughput, and whether throughput kept up with every rate."""
-    kept_up = all(map(_kept_up, rows))
-    return max(rows, key=lambda r: r.offered_per_s if kept_up else r.achieved_per_s), kept_up
+    always = all(map(kept_up, rows))
+    return max(rows, key=lambda r: r.offered_per_s if always else r.achieved_per_s), always
 
 
 def rate_sentences(

@@ -39,13 +39,16 @@ def scope(plan: ExperimentPlan) -> str:
         "simulated": "Simulated servers: these numbers say nothing about real hardware.",
         "attach": "Attached servers, which this run did not start.",
     }[plan.params.engine]
-    if plan.platform == "cpu" and plan.params.engine == "vllm" and not plan.params.model:
-        where = "Tiny model on a CPU: expect the direction, not the size, to hold on a GPU."
+    built_in = all(part.params.built_in_model for part in plan.parts)
+    if plan.platform == "cpu" and plan.params.engine == "vllm" and built_in:
+        tiny = "Tiny models" if plan.by_model else "Tiny model"
+        where = f"{tiny} on a CPU: expect the direction, not the size, to hold on a GPU."
     intervals = "Brackets are 95 % confidence intervals"
     if plan.rounds < ROUNDS_FOR_INTERVAL:
         intervals = "Too few rounds for confidence intervals of ratios"
     return (
-        f"{where} {count(plan.rounds, 'round')},"
+        f"{where} {f'{len(plan.by_model)} models, ' * bool(plan.by_model)}"
+        f"{count(plan.rounds, 'round')},"
         f" {'up to ' * plan.sized}{count(len(plan.workload.sample.requests), 'request')} per pass,"
         f" {_prompts(plan)},"
         f" {plan.describe_arrivals()}. {intervals}."
@@ -141,6 +144,8 @@ def sentences(
         rows = [row for row in whole if not {*row.arms} & bad.keys()] or whole
         if len(rows) > 1:
             does = _does(rows, failed_gates)
+            if plan.model:  # of several
+                what = f"{plan.model}: {what[:1].lower()}{what[1:]}"
             size = "speed-up" if noun == arms else "TTFT of the baseline / of the PD split:"
             said.append((f"{what} is {_tally(rows, noun)} ({size} {_ratios(rows)}).", does))
     for row in [*rivals, *matching(ttft, kind="no-offload")]:

@@ -102,13 +102,25 @@ def size_headline(rows: Sequence[SizeRow]) -> str:
     if all(row.ratio.verdict == "no_interval" for row in mine):
         return "Offloading: not judged, too few rounds for intervals"
     if faster:
-        sizes = [row.times for row in faster]
-        span = f"{sizes[0]:g}x" if len(sizes) == 1 else f"{sizes[0]:g}x to {sizes[-1]:g}x"
+        span = _sizes(faster)
         slow = f"; slower at {_listed(slower)}" if slower else ""
         return f"Offloading: TTFT faster for working sets of {span} KV space{slow}"
     if slower:
         return f"Offloading: TTFT slower for working sets of {_listed(slower)} KV space"
     return "Offloading: no significant effect on TTFT for any working set"
+
+
+def pays_at(rows: Sequence[SizeRow]) -> str:
+    """The same of the first of these arms, for a headline about several models."""
+    faster, slower, _ = pays([row for row in rows if row.arm == rows[0].arm])
+    if faster:
+        return f"faster at {_sizes(faster)}"
+    return f"slower at {_listed(slower)}" if slower else "not significantly different"
+
+
+def _sizes(rows: Sequence[SizeRow]) -> str:
+    sizes = [row.times for row in rows]
+    return f"{sizes[0]:g}x" if len(sizes) == 1 else f"{sizes[0]:g}x to {sizes[-1]:g}x"
 
 
 def _listed(rows: Sequence[SizeRow]) -> str:

@@ -7,13 +7,15 @@ the first plan on a CPU measures the machine, once.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
 from math import ceil, isnan
 from typing import Literal
 
 from workbench.errors import ParameterError, PlanError, must_be, unused
+from workbench.experiment.plan.compared import check_targets
 from workbench.experiment.plan.engine_setup import (
     check_engine,
     check_gpu_memory,
@@ -24,7 +26,7 @@ from workbench.experiment.plan.engine_setup import (
     own_speed,
 )
 from workbench.experiment.plan.hit_plan import plan_hits
-from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass, pass_in
+from workbench.experiment.plan.plan import Arm, ExperimentPlan, OfModel, Pass, pass_in
 from workbench.experiment.plan.rates import rates_of
 from workbench.experiment.plan.traffic import WorkloadSpec, arrivals_of, length_doubts, workload_of
 from workbench.experiment.plan.which_connectors import Chosen, chosen
@@ -69,6 +71,37 @@ def plan(params: EngineParams) -> ExperimentPlan:
     Raises PlanError for what cannot be run, ParameterError for a workload that cannot be built or
     has more requests in flight than this process may have files.
     """
+    made = _of_models(params)
+    check_targets(made)
+    return made
+
+
+def _of_models(params: EngineParams) -> ExperimentPlan:
+    """The plan of one model, or of several."""
+    if not isinstance(params, PdSweep) or not params.models:
+        return _checked(_within_minutes(_planned(params)))
+    parts = {}
+    for name, own in params.each_model.items():
+        with _named(name):
+            parts[name] = _planned(own)
+    whole = _within_minutes(_joined(params, parts))
+    for name, part in parts.items():
+        with _named(name):
+            parts[name] = _checked(replace(part, workload=whole.by_model[name].workload))
+    return replace(_joined(params, parts), notes=whole.notes)
+
+
+@contextmanager
+def _named(model: str) -> Iterator[None]:
+    """Say which of several models cannot be planned."""
+    try:
+        yield
+    except (ParameterError, PlanError) as error:
+        raise type(error)(f"models, {model}: {error}") from error
+
+
+def _planned(params: EngineParams) -> ExperimentPlan:
+    """The plan of one model with what is known of this machine, not checked yet."""
     match params:
         case PrefixCache():
             made = _prefix_cache_plan(params)
@@ -78,18 +111,58 @@ def plan(params: EngineParams) -> ExperimentPlan:
             made = _attached_plan(params) if params.engine == "attach" else _sweep_plan(params)
         case _:
             raise PlanError(f"there is no experiment for {type(params).__name__}")
-    settings = made.settings
+    if (settings := made.settings) is None:
+        return made
+    notes, speed = engine_notes(params, settings), own_speed(params, settings)
+    return replace(made, notes=tuple(notes), speed=speed)
+
+
+def _checked(made: ExperimentPlan) -> ExperimentPlan:
+    """The plan of one model with its doubts. Raises PlanError for what does not fit."""
+    settings, params = made.settings, made.params
     if settings is not None:
-        notes, speed = engine_notes(params, settings), own_speed(params, settings)
-        made = _with_timeouts(_within_minutes(replace(made, notes=tuple(notes), speed=speed)))
+        made = _with_timeouts(made)
         for arm in made.arms if settings.cluster else ():
             arm.deployment(count(20_000))  # refuses what its hosts cannot hold
     made = replace(made, doubts=(*made.doubts, *_doubts(made)))
     _check_stores(made)
+    _check_budget(made)
     # What workload and client refuse is refused now, not when servers run.
     requests = len(made.workload.sample.requests)
     check_files(most_in_flight(made.arrivals, requests, timeout_s=params.timeout_s))
     return made
+
+
+def _joined(params: PdSweep, parts: Mapping[str, ExperimentPlan]) -> ExperimentPlan:
+    """One plan of several models; the label of each arm begins with its model."""
+    arms = tuple(
+        replace(arm, label=f"{name} {arm.label}", model=name)
+        for name, part in parts.items()
+        for arm in part.arms
+    )
+    return replace(
+        next(iter(parts.values())),
+        params=params,
+        arms=arms,
+        notes=_of_all({name: part.notes for name, part in parts.items()}),
+        doubts=_of_all({name: part.doubts for name, part in parts.items()}),
+        by_model={
+            name: OfModel(
+                params=part.params, workload=part.workload, speed=part.speed, notes=part.notes
+            )
+            for name, part in parts.items()
+        },
+    )
+
+
+def _of_all(said: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """What is said of models; a sentence that is not about all begins with its model."""
+    found: dict[str, None] = {}
+    for name, texts in said.items():
+        for text in texts:
+            everywhere = all(text in others for others in said.values())
+            found[text if everywhere else f"{name}: {text}"] = None
+    return tuple(found)
 
 
 def _sweep_plan(params: PdSweep) -> ExperimentPlan:
@@ -243,6 +316,18 @@ def _check_stores(made: ExperimentPlan) -> None:
             raise PlanError(_too_small("tier_gb", arm.tier_gb, longest, prompt_gb))
 
 
+def _check_budget(made: ExperimentPlan) -> None:
+    """Refuse a time budget that is too small for one round by the estimate. Raises PlanError."""
+    if not (budget_s := made.params.time_budget_s):
+        return
+    duration = made.duration
+    round_s = duration.once_s + duration.round_s
+    if round_s > budget_s:  # which an unknown duration is not
+        allowed = f"at least {ceil(round_s)} for a round of {len(made.arms)} arms {duration.basis}"
+        example = -(-ceil(made.rounds * round_s) // 60) * 60
+        raise PlanError(must_be("time_budget_s", allowed, budget_s, example))
+
+
 def _too_small(name: str, given_gb: float, tokens: int, prompt_gb: float) -> str:
     return (
         f"{name} must hold at least one prompt: {tokens:,} tokens have {prompt_gb:.2f} GB of KV,"
@@ -279,13 +364,18 @@ def _within_minutes(made: ExperimentPlan) -> ExperimentPlan:
     if params.working_sets:
         return made
     closed = made.arrivals.kind == "closed"
-    if made.speed is None or not closed or not made.estimate_s > LONG_RUN_S:
+    if made.speed is None or not closed or not made.rule_s > LONG_RUN_S:
         return made
-    options = made.workload.options | {"requests": FEWER_REQUESTS}
-    shorter = replace(made, workload=replace(made.workload, options=options))
+    fewer = {"requests": FEWER_REQUESTS}
+    workload = replace(made.workload, options=made.workload.options | fewer)
+    each = {
+        name: replace(own, workload=replace(own.workload, options=own.workload.options | fewer))
+        for name, own in made.by_model.items()
+    }
+    shorter = replace(made, workload=workload, by_model=each)
     note = (
         f"Passes send {FEWER_REQUESTS} requests instead of {params.lengths[1]}, to take about"
-        f" {shorter.estimate_s / 60:.1f} minutes instead of {made.estimate_s / 60:.1f}. Override"
+        f" {shorter.rule_s / 60:.1f} minutes instead of {made.rule_s / 60:.1f}. Override"
         " with requests."
     )
     return replace(shorter, notes=(*made.notes, note))

@@ -31,11 +31,15 @@ from workbench.serve.checks.capacity import Capacity, check_capacity
 from workbench.serve.checks.connector_check import check_vllm
 from workbench.serve.deployment import DeploymentPlan
 from workbench.serve.simulated.faults import small_kv_mib
-from workbench.serve.tiny_model import LAYERS, ModelFacts, model_facts, tiny_model
+from workbench.serve.tiny_model import ModelFacts, all_layers, model_facts, tiny_model
 from workbench.serve.vllm import EngineSettings, Platform, number_format
 from workbench.topology import ROLES, Role, TensorParallel, Topology
 
+_MAY_EXCEED = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
+"""With it vLLM takes a context longer than the model's."""
 _NAMED_ADDRESSES = 5
+_WIDE_TAKES = 2.5
+"""How much longer a step of a simulated `tiny-wide` takes."""
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
@@ -74,7 +78,8 @@ def settings_for(
     """
     platform: Platform = facts.platform if params.platform == "auto" else params.platform  # type: ignore[assignment]
     dtype = number_format(params.dtype, platform, fast_bf16=facts.fast_bf16)
-    model = Path(params.model) if params.model else own_model(platform, dtype, maker)
+    own = params.built_in_model
+    model = own_model(platform, dtype, maker, own) if own else Path(params.model)
     if (params.place != "local" or used is not None) and not _on_hub(model):
         model = model.absolute()  # servers start in another folder
     settings = EngineSettings(
@@ -99,8 +104,19 @@ def settings_for(
 
 
 def facts_of_model(settings: EngineSettings) -> ModelFacts | None:
-    """None for one on a hub. Raises PlanError for a folder that has no model."""
-    return None if _on_hub(settings.model) else settings.facts
+    """None for one on a hub.
+
+    Raises PlanError for a folder that has no model, and for a context that vLLM would refuse.
+    """
+    if _on_hub(settings.model):
+        return None
+    facts = settings.facts
+    longer = settings.context_tokens > facts.context_tokens and not facts.stretched
+    if longer and settings.platform != "simulated" and _MAY_EXCEED not in dict(settings.extra_env):
+        allowed = f"at most {facts.context_tokens:,}, the context of {settings.model.name}"
+        example = f"-p context_tokens {facts.context_tokens}"
+        raise PlanError(must_be("context_tokens", allowed, settings.context_tokens, example))
+    return facts
 
 
 def _on_hub(model: Path) -> bool:
@@ -186,15 +202,16 @@ def engine_interpreter(python: str, used: Image | None = None) -> Interpreter:
     return found
 
 
-def own_model(platform: Platform, dtype: str, engine: Interpreter) -> Path:
-    """The tiny model, with fewer layers on a slow CPU."""
-    layers = layers_for(machine_speed(dtype, engine)) if platform == "cpu" else LAYERS
-    return tiny_model(layers=layers, engine=engine)
+def own_model(platform: Platform, dtype: str, engine: Interpreter, name: str = "tiny") -> Path:
+    """A built-in model, with fewer layers on a slow CPU."""
+    layers = layers_for(machine_speed(dtype, engine, name)) if platform == "cpu" else 0
+    return tiny_model(name=name, layers=layers, engine=engine)
 
 
 def _simulated(params: EngineParams) -> tuple[EngineSettings, ModelFacts, Capacity]:
     """A simulated engine needs nothing of this machine."""
-    model = Path(simulated.__file__).parent
+    folder, wide = Path(simulated.__file__).parent, params.built_in_model == "tiny-wide"
+    model = folder / "wide" if wide else folder
     kv_cache_mib = params.kv_cache_mib
     if params.fault == "eviction" and isinstance(params, PdSweep | PrefixCache):
         kv_cache_mib = small_kv_mib(params.lengths[0] + params.output_tokens)
@@ -205,14 +222,17 @@ def _simulated(params: EngineParams) -> tuple[EngineSettings, ModelFacts, Capaci
         kv_cache_mib=kv_cache_mib,
         fault=params.fault,
         seed=params.seed,
+        extra_args=("--times-as-long", f"{_WIDE_TAKES:g}") if wide else (),
     )
     return settings, model_facts(model), Capacity()
 
 
 def own_speed(params: EngineParams, settings: EngineSettings) -> Speed | None:
-    """How fast this machine runs the tiny model; None for another model or engine."""
-    own = params.engine == "vllm" and settings.platform == "cpu" and not params.model
-    return machine_speed(settings.dtype, settings.interpreter) if own else None
+    """How fast this machine runs its built-in model; None for another model or engine."""
+    own = params.built_in_model
+    if not own or params.engine != "vllm" or settings.platform != "cpu":
+        return None
+    return machine_speed(settings.dtype, settings.interpreter, own)
 
 
 def engine_notes(params: EngineParams, settings: EngineSettings) -> list[str]:
@@ -224,10 +244,11 @@ def engine_notes(params: EngineParams, settings: EngineSettings) -> list[str]:
             " twice the bytes. Override with dtype."
         )
     speed = own_speed(params, settings)
-    if speed is not None and (layers := model_facts(settings.model).layers) < LAYERS:
+    whole = all_layers(params.built_in_model) if speed is not None else 0
+    if speed is not None and (layers := model_facts(settings.model).layers) < whole:
         cold_s = speed.prefill_s(REFERENCE_TOKENS)
         notes.append(
-            f"This CPU is slow, so the tiny model uses {layers} of {LAYERS} layers. With all, a"
+            f"This CPU is slow, so the tiny model uses {layers} of {whole} layers. With all, a"
             f" cold {REFERENCE_TOKENS:,}-token prompt would take {cold_s:.1f} s."
         )
     return notes

@@ -9,20 +9,22 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.errors import PlanError
+from workbench.experiment.plan.duration import Duration, measured_before
 from workbench.experiment.plan.rates import Rates, rate_name
 from workbench.experiment.plan.speed import TYPICAL, Speed
 from workbench.experiment.plan.traffic import WorkloadSpec, arrivals_of
+from workbench.hardware import machine
 from workbench.hardware.machine import repository_root
 from workbench.load.http.request import USUAL_FORM, RequestForm
-from workbench.load.workload.arrivals import Arrivals
+from workbench.load.workload.arrivals import Arrivals, closed
 from workbench.params.engine_args import value_of
 from workbench.params.notebooks import EngineParams, LoadParams, PaperClaimValidation, PdSweep
 from workbench.serve.checks.capacity import Capacity
@@ -56,6 +58,8 @@ class Pass:
     decode_shift: int = 0
     rate_per_s: float = 0.0
     """The offered rate in a sweep over rates; 0 for the plan's own arrivals."""
+    concurrency: int = 0
+    """Requests in flight, where passes differ in it; 0 for the plan's own arrivals."""
     requests: int = 0
     """It sends only so many of the workload's requests, in a working-set sweep; 0 for all."""
     after: str = "cold"
@@ -97,6 +101,8 @@ class Arm:
     tiers: tuple[str, ...] = ()
     """Where its store keeps chunks below its memory, as in `store_tiers`."""
     tier_gb: float = 1.0
+    model: str = ""
+    """Short name of its model in a run over several, with which its label begins; else empty."""
     may_fail: bool = False
     """If the engine refuses to start, this arm is skipped and the reason becomes a doubt."""
 
@@ -148,8 +154,23 @@ class Arm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OfModel:
+    """What one model of a sweep over several has of its own, besides its arms."""
+
+    params: EngineParams
+    workload: WorkloadSpec
+    """The same workload for all, in this model's tokens."""
+    speed: Speed | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentPlan:
-    """Arms x rounds x passes of one workload."""
+    """Arms x rounds x passes of one workload.
+
+    Of several models there is a part for each, a plan of that model's arms alone: arms are compared
+    within their part only.
+    """
 
     notebook: str
     params: EngineParams
@@ -167,6 +188,34 @@ class ExperimentPlan:
     """What was chosen for this machine."""
     form: RequestForm = USUAL_FORM
     """The form of requests; for attached servers it is found out when the run begins."""
+    by_model: Mapping[str, OfModel] = field(default_factory=dict)
+    """Of a run over several models, by short name; empty for one model. `params`, `workload` and
+    `speed` are then those of all, of the first and of the first."""
+    model: str = ""
+    """The short name of the model, in a part of a run over several."""
+
+    @property
+    def parts(self) -> tuple[ExperimentPlan, ...]:
+        """The plan of each model alone; this one where there is one model."""
+        if not self.by_model:
+            return (self,)
+        return tuple(
+            replace(
+                self,
+                params=own.params,
+                arms=tuple(arm for arm in self.arms if arm.model == name),
+                workload=own.workload,
+                speed=own.speed,
+                notes=own.notes,
+                by_model={},
+                model=name,
+            )
+            for name, own in self.by_model.items()
+        )
+
+    def part_of(self, arm: Arm) -> ExperimentPlan:
+        """The part that has this arm."""
+        return next(part for part in self.parts if part.model in ("", arm.model))
 
     @property
     def settings(self) -> EngineSettings | None:
@@ -242,6 +291,8 @@ class ExperimentPlan:
 
     def arrivals_in(self, measured: Pass) -> Arrivals:
         """When the requests of a pass are sent."""
+        if measured.concurrency:
+            return closed(measured.concurrency)
         if not measured.rate_per_s:
             return self.arrivals
         assert isinstance(self.params, LoadParams)
@@ -272,14 +323,76 @@ class ExperimentPlan:
     @property
     def estimate_s(self) -> float:
         """About how long the run takes on an idle machine; NaN if unknown."""
-        rates = self.rates.expected if self.rates is not None else ()
-        sent_s = sum(len(self.workload.sample.requests) / rate for rate in rates)
+        return self.duration.total_s
+
+    @property
+    def duration(self) -> Duration:
+        """How long the run takes, and on what that estimate is based."""
+        found = {arm.label: measured_before(self.launch_key(arm)) for arm in self.arms}
+        launch_s = {label: seconds for label, (seconds, _) in found.items()}
+        days = [day for _, day in found.values() if day]
         if self.platform == "simulated":
-            return self.rounds * sum(1.2 + 0.5 * len(arm.passes) + sent_s for arm in self.arms)
+            basis = "(simulated)"
+        elif len(days) == len(self.arms):
+            basis = f"(each arm was measured on this machine before, last on {max(days)})"
+        elif self.speed is not None:
+            part = f"{len(days)} of {len(self.arms)} arms measured before; " if days else ""
+            speeds = [(f"{p.model}: " * bool(p.model), p.speed) for p in self.parts if p.speed]
+            basis = f"on an idle machine ({part}{'; '.join(f'{of}{how}' for of, how in speeds)})"
+        else:
+            part = "rounds 1 first measures it" if self.settings else "the servers are attached"
+            basis = f"({part})"
+        for arm in self.arms:
+            if isnan(launch_s[arm.label]):
+                launch_s[arm.label] = self._rule_s(arm)
+        return Duration(
+            rounds=self.rounds,
+            once_s=self.once_s,
+            launch_s=launch_s,
+            gpus={arm.label: arm.gpus for arm in self.arms if arm.settings and arm.settings.on_gpu},
+            basis=basis,
+        )
+
+    @property
+    def rule_s(self) -> float:
+        """The duration by the rule alone, whatever was measured before; NaN if there is none."""
+        return self.once_s + self.rounds * sum(map(self._rule_s, self.arms))
+
+    def launch_key(self, arm: Arm) -> str:
+        """Equal for launches that take equally long: servers, workload and machine are the same.
+
+        Empty for servers that are simulated or run already.
+        """
+        if arm.settings is None or self.platform == "simulated":
+            return ""
+        if self.by_model:
+            return self.part_of(arm).launch_key(arm)
+        here = machine.facts().with_engine(arm.settings.interpreter)
+        text = json.dumps(
+            [
+                [p.command_line for p in arm.deployment(count(20_000)).processes],
+                [here.cpu, here.cores, [gpu.name for gpu in here.gpus]],
+                {name: here.versions.get(name) for name in ("vllm", "lmcache", "workbench")},
+                [self.workload.sample.hash, self.workload.options, self.describe_arrivals()],
+                [[*map(asdict, arm.passes)], str(self.rates or ""), self.params.fork],
+            ],
+            sort_keys=True,
+            default=str,
+        )
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _rule_s(self, arm: Arm) -> float:
+        """Seconds of a launch of this arm by the rule; NaN if there is none."""
+        if self.by_model:
+            return self.part_of(arm)._rule_s(arm)
+        requests = self.workload.sample.requests
+        rates = self.rates.expected if self.rates is not None else ()
+        sent_s = sum(len(requests) / rate for rate in rates)
+        if self.platform == "simulated":
+            return 1.2 + 0.5 * len(arm.passes) + sent_s
         speed = self.speed
         if speed is None:
             return nan
-        requests = self.workload.sample.requests
         layers = model_facts(self.settings.model).layers if self.settings else LAYERS
         prefill_s = sum(
             speed.prefill_s(r.prompt_tokens, reused_tokens=r.ideal_reuse_tokens, layers=layers)
@@ -290,24 +403,22 @@ class ExperimentPlan:
         answers = sum(request.max_tokens for request in requests)
         steps = answers / min(together, len(requests)) ** 0.5
         pass_s = PASS_S + speed.step_s * steps + WARM_SHARE * prefill_s
+        instance_s = LAUNCH_INSTANCE_S + (arm.store.instance_start_s if arm.store else 0.0)
+        instances = arm.topology.instances if arm.topology else 0
+        launch_s = LAUNCH_S + instances * instance_s
+        if not self.forked:
+            # The store is ready first; instances then share the cores.
+            turns = bool(arm.store) + max(1.0, instances / (os.cpu_count() or 1))
+            launch_s += turns * TYPICAL.fork_server_s
+        parts = [p.requests / len(requests) if p.requests else 1.0 for p in arm.passes]
+        cold = sum(
+            part * (1 - p.share if p.state != "cold" else 1.0)
+            for p, part in zip(arm.passes, parts, strict=True)
+        )
+        passes_s = cold * prefill_s + PASS_S * len(parts) + sum(parts) * (pass_s - PASS_S)
         slower = speed.fork_server_s / TYPICAL.fork_server_s
-        total_s = self.once_s
-        for arm in self.arms:
-            instance_s = LAUNCH_INSTANCE_S + (arm.store.instance_start_s if arm.store else 0.0)
-            instances = arm.topology.instances if arm.topology else 0
-            launch_s = LAUNCH_S + instances * instance_s
-            if not self.forked:
-                # The store is ready first; instances then share the cores.
-                turns = bool(arm.store) + max(1.0, instances / (os.cpu_count() or 1))
-                launch_s += turns * TYPICAL.fork_server_s
-            parts = [p.requests / len(requests) if p.requests else 1.0 for p in arm.passes]
-            cold = sum(
-                part * (1 - p.share if p.state != "cold" else 1.0)
-                for p, part in zip(arm.passes, parts, strict=True)
-            )
-            passes_s = cold * prefill_s + PASS_S * len(parts) + sum(parts) * (pass_s - PASS_S)
-            total_s += self.rounds * (slower * launch_s + passes_s)
-            total_s += self.rounds * max(sent_s, len(rates) * (prefill_s + pass_s))
+        swept_s = max(sent_s, len(rates) * (prefill_s + pass_s))
+        total_s: float = slower * launch_s + passes_s + swept_s
         return total_s
 
     def describe_arrivals(self) -> str:
@@ -321,6 +432,8 @@ class ExperimentPlan:
         arms, rounds = len(self.arms), self.rounds
         size = f"{arms} arm{'s' * (arms > 1)} x {rounds} round{'s' * (rounds > 1)}"
         lines = [f"{self.notebook} {self.run_id}: {size}"]
+        if self.by_model:
+            lines.append(f"models {', '.join(self.by_model)}")
         lines.append(f"workload {self.workload}; {self.describe_arrivals()}")
         if self.settings is not None and self.settings.cluster is not None:
             lines += ["", *self.settings.cluster.table()]
@@ -331,11 +444,12 @@ class ExperimentPlan:
             lines.append(f"\narm {arm.label} ({role}): {passes}")
             if arm.settings is not None:
                 lines.append(str(arm.deployment(count(20_000))))
-        seconds = self.estimate_s
-        about = "unknown for this model" if isnan(seconds) else f"about {seconds / 60:.1f} minutes"
-        if self.speed is not None:
-            about += f" on an idle machine ({self.speed})"
-        return "\n".join([*lines, "", *self.notes, *self.doubts, f"\nduration: {about}"])
+        duration, budget_s = self.duration, self.params.time_budget_s
+        lines += ["", *self.notes, *self.doubts, f"\nduration: {duration}"]
+        if budget_s and not isnan(duration.total_s):
+            fit = duration.rounds_within(budget_s)
+            lines.append(f"time_budget_s {budget_s:g}: about {fit} of {rounds} rounds will be run")
+        return "\n".join(lines)
 
 
 LAUNCH_S, LAUNCH_INSTANCE_S = 1.6, 1.0
@@ -349,6 +463,11 @@ def run_id(params: EngineParams) -> str:
     """Slug and hash of the resolved parameters, equal before and after a run."""
     values = asdict(params)
     values.pop("output_dir")
+    models = list(params.each_model) if isinstance(params, PdSweep) else []
+    if not models:
+        values.pop("models", None)  # so that a run of one model keeps its name
+    if not values.get("targets"):
+        values.pop("targets", None)  # and one without targets
     if isinstance(params, PdSweep) and params.engine != "attach":
         values["topology"] = ",".join(map(str, params.topologies))
     # A file that has grown, or a registry with another claim, makes another run.
@@ -376,6 +495,7 @@ def run_id(params: EngineParams) -> str:
             workload = "" if params.workload == "reference" else params.workload
         counted = workload not in ("prompts", "trace") or values["requests"]
         words = [
+            *models,
             *str(values.get("topology") or "").split(","),
             "attach" if params.engine == "attach" else values.get("connector", ""),
             workload,

@@ -90,13 +90,18 @@ class Rates:
         ]
 
 
-def rates_of(params: PdSweep, requests: int) -> Rates | None:
-    """The rates of the parameters; None without a sweep or search."""
-    limits = Limits(
+def latency_limits(params: PdSweep) -> Limits:
+    """The TTFT and TPOT limits of the parameters; infinite where none is given."""
+    return Limits(
         ttft_s=params.ttft_limit_ms / 1000 or np.inf,
         tpot_s=params.tpot_limit_ms / 1000 or np.inf,
         share=params.limits_share,
     )
+
+
+def rates_of(params: PdSweep, requests: int) -> Rates | None:
+    """The rates of the parameters; None without a sweep or search."""
+    limits = latency_limits(params)
     if params.search:
         search = Search(
             limits=limits,

@@ -1,9 +1,9 @@
-"""How fast this machine runs the tiny model: measured once on a real instance, then kept.
+"""How fast this machine runs a tiny model: measured once on a real instance, then kept.
 
-    python -m workbench.experiment.plan.speed float32     measures, and prints one JSON line
+    python -m workbench.experiment.plan.speed tiny float32     measures, and prints one JSON line
 
 Used for a plan's estimated duration and for the size of the tiny model, never for a result. Valid
-for one CPU, number format and vLLM version.
+for one model, CPU, number format and vLLM version.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from workbench.hardware import machine
 from workbench.hardware.cache import cache_folder
 from workbench.hardware.interpreter import Interpreter, interpreter
-from workbench.serve.tiny_model import LAYERS, tiny_model
+from workbench.serve.tiny_model import LAYERS, all_layers, tiny_model
 
 REFERENCE_TOKENS = 22_660
 SLOW_PREFILL_S = 6.0
@@ -38,7 +38,7 @@ TIMEOUT_S = 300.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """CPU seconds of this machine's work, of the tiny model with all its layers on one core.
+    """CPU seconds of this machine's work, of a tiny model with all its layers on one core.
 
     CPU seconds do not include other programs; on an idle machine they equal elapsed seconds.
     """
@@ -52,11 +52,16 @@ class Speed:
     """Until the fork server has loaded vLLM."""
     at: str
     """When it was measured, ISO 8601; empty for another machine's figures."""
+    all_layers: int = LAYERS
+    """Layers of the model that was measured."""
 
-    def prefill_s(self, tokens: int, *, reused_tokens: int = 0, layers: int = LAYERS) -> float:
-        """Seconds of a single prefill of `tokens`, the first `reused_tokens` being cached."""
+    def prefill_s(self, tokens: int, *, reused_tokens: int = 0, layers: int = 0) -> float:
+        """Seconds of a single prefill of `tokens`, the first `reused_tokens` being cached.
+
+        `layers` are those of the model that runs; 0 for all.
+        """
         typical_s = _typical_prefill_s(tokens) - _typical_prefill_s(reused_tokens)
-        return layers / LAYERS * self.prefill_times * typical_s
+        return (layers or self.all_layers) / self.all_layers * self.prefill_times * typical_s
 
     def __str__(self) -> str:
         if not self.at:
@@ -77,26 +82,26 @@ TYPICAL = Speed(dtype="bfloat16", prefill_times=1.0, step_s=0.004, fork_server_s
 
 
 def layers_for(speed: Speed) -> int:
-    """Layers of the tiny model: the most that keep a cold reference prompt under SLOW_PREFILL_S."""
-    fits = (n for n in range(LAYERS, 0, -1) if speed.prefill_s(REFERENCE_TOKENS, layers=n)
+    """Layers of a tiny model: the most that keep a cold reference prompt under SLOW_PREFILL_S."""
+    fits = (n for n in range(speed.all_layers, 0, -1) if speed.prefill_s(REFERENCE_TOKENS, layers=n)
             <= SLOW_PREFILL_S)  # fmt: skip
     return next(fits, 1)
 
 
-_not_measured: set[tuple[str, str]] = set()
+_not_measured: set[tuple[str, str, str]] = set()
 
 
-def machine_speed(dtype: str, engine: Interpreter) -> Speed:
-    """The speed of this machine, measured on the first call (about 15 s) and kept for 30 days.
+def machine_speed(dtype: str, engine: Interpreter, model: str = "tiny") -> Speed:
+    """The speed of this machine with a built-in model, measured once (15 s), kept for 30 days.
 
     For an image it is that of our own interpreter, since a container computes as fast as a process.
     TYPICAL if `engine` has no vLLM or it does not run here; the run itself will say why. A process
     that could not measure does not try again, so that all its plans use the same model.
     """
     engine = interpreter() if engine.image else engine
-    if not engine.find("vllm") or (dtype, engine.path) in _not_measured:
+    if not engine.find("vllm") or (dtype, engine.path, model) in _not_measured:
         return TYPICAL
-    file = cache_folder() / f"speed-{_key(dtype, engine)}.json"
+    file = cache_folder() / f"speed-{_key(dtype, engine, model)}.json"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with (file.parent / "speed.lock").open("w") as lock:
@@ -104,9 +109,10 @@ def machine_speed(dtype: str, engine: Interpreter) -> Speed:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if (known := _read(file)) is not None:
                 return known
-            print("measuring the speed of this CPU once (about 15 s)", flush=True)
-            if (speed := _measured(dtype, engine)) is None:
-                _not_measured.add((dtype, engine.path))
+            other = "" if model == "tiny" else f" with {model}"
+            print(f"measuring the speed of this CPU{other} once (about 15 s)", flush=True)
+            if (speed := _measured(dtype, engine, model)) is None:
+                _not_measured.add((dtype, engine.path, model))
                 return TYPICAL
             file.write_text(json.dumps(asdict(speed)))
             return speed
@@ -123,18 +129,18 @@ def _read(file: Path) -> Speed | None:
     return speed if 0 <= age_s < HOLDS_S else None
 
 
-def _key(dtype: str, engine: Interpreter) -> str:
+def _key(dtype: str, engine: Interpreter, model: str) -> str:
     here = machine.facts().with_engine(engine)
     versions = {name: here.versions.get(name) for name in ("vllm", "torch", "workbench")}
-    model = tiny_model(engine=engine).name
-    text = json.dumps([here.cpu, here.cores, dtype, versions, model], sort_keys=True)
+    made = tiny_model(name=model, engine=engine).name
+    text = json.dumps([here.cpu, here.cores, dtype, versions, made], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def _measured(dtype: str, engine: Interpreter) -> Speed | None:
+def _measured(dtype: str, engine: Interpreter, model: str) -> Speed | None:
     """Measure in a separate process, since a notebook's event loop is already running."""
     python = "" if engine.own else engine.path
-    command = [sys.executable, "-m", "workbench.experiment.plan.speed", dtype, python]
+    command = [sys.executable, "-m", "workbench.experiment.plan.speed", model, dtype, python]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True,
@@ -145,7 +151,7 @@ def _measured(dtype: str, engine: Interpreter) -> Speed | None:
         return None
 
 
-async def _measure(dtype: str, python: str) -> Speed:
+async def _measure(model: str, dtype: str, python: str) -> Speed:
     from workbench.load.drive.driver import drive_in_thread
     from workbench.load.workload.arrivals import closed
     from workbench.load.workload.workload import reference
@@ -159,7 +165,7 @@ async def _measure(dtype: str, python: str) -> Speed:
     alone = Topology(aggregated=1)
     engine = interpreter(python)
     settings = EngineSettings(
-        model=tiny_model(engine=engine), platform="cpu", python=python,
+        model=tiny_model(name=model, engine=engine), platform="cpu", python=python,
         abilities=abilities(engine), dtype=dtype, kv_cache_mib=128,
     )  # fmt: skip
     seen_s = machine.ProcessorLoad.now().own_s
@@ -199,6 +205,7 @@ async def _measure(dtype: str, python: str) -> Speed:
         prefill_times=min(prefills_s) / _typical_prefill_s(MEASURED_TOKENS),
         step_s=max(0.001, (answers_s - answer_s) / STEPS),
         fork_server_s=fork_server_s,
+        all_layers=all_layers(model),
         at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 

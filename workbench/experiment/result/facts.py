@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from math import nan
+from math import isnan, nan
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from workbench.experiment.result.claim_account import ClaimAccount
@@ -13,7 +13,7 @@ from workbench.metrics.gates.gate import Gate
 from workbench.metrics.gates.gate_effects import failed_gates
 from workbench.metrics.gates.gate_table import GRADES, Effect, Kind
 from workbench.metrics.ledger.ledger import Account
-from workbench.metrics.statistics import Estimate, Number, Ratio
+from workbench.metrics.statistics import Estimate, Number, Ratio, three_digits
 
 if TYPE_CHECKING:
     pass
@@ -107,6 +107,51 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TargetRow:
+    """A target, and the comparison that decides it: of several the worst."""
+
+    target: str
+    outcome: Literal["met", "not met", "undecided"]
+    value: Number = nan
+    """What the target speaks of, in percent: a cut, a gain, or the metric relative to its
+    reference (of `within` minus 100)."""
+    low: Number = nan
+    high: Number = nan
+    arm: str = ""
+    pass_name: str = ""
+    baseline_arm: str = ""
+    baseline_pass: str = ""
+    comparisons: int = 0
+    """As many does it name."""
+    why: str = ""
+    """Why it is undecided, or why to doubt it."""
+
+    @property
+    def measured(self) -> str:
+        """`72.1 % [68.0, 75.3]`, or that it is not known."""
+        if isnan(self.value):
+            return "not known"
+        value, *ends = (
+            f"{'-' if each < 0 else ''}{three_digits(abs(each))}"
+            for each in (self.value, self.low, self.high)
+        )
+        return f"{value} %" + ("" if isnan(self.low) else f" [{', '.join(ends)}]")
+
+    @property
+    def where(self) -> str:
+        """`1p1d nixl, store-warm vs cold`; empty if nothing was measured."""
+        if not self.arm:
+            return ""
+        against = self.baseline_pass if self.arm == self.baseline_arm else self.baseline_arm
+        return f"{self.arm}, {self.pass_name} vs {against}"
+
+    @property
+    def mark(self) -> str:
+        """The shape that stands before the outcome."""
+        return {"met": "●", "undecided": "◆", "not met": "▲"}[self.outcome]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RateRow:
     """What one offered rate gave for one arm."""
 
@@ -141,6 +186,97 @@ class SearchRow:
     missed_per_s: Number
     resolved: bool
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PointRow:
+    """An operating point of an arm: a cold pass at one rate, or at one number of users."""
+
+    arm: str
+    pass_name: str
+    gpus: int
+    """GPUs of the arm; on a CPU its instances. 0 if unknown (attached servers)."""
+    rate_per_s: Number
+    """The requested arrival rate; null in a closed loop."""
+    users: Number
+    """Requests in flight of a closed loop; null at an arrival rate."""
+    n_requests: int
+    n_rounds: int
+    user_tps: Estimate
+    """Output tokens per second of one user: 1 / median TPOT, over requests."""
+    system_tps: Estimate
+    """Output tokens per second of the arm: geometric mean over rounds, t interval."""
+    gpu_tps: Estimate
+    """`system_tps` per GPU."""
+    output_cost: Estimate
+    """Cost of a million output tokens, in the currency of `gpu_hour_price`."""
+    total_cost: Estimate
+    """Cost of a million tokens, prompts and output together."""
+    energy: Estimate
+    """Joules per output token of the devices that were metered: mean over rounds, t interval."""
+    energy_above_idle: Estimate
+    """The same without their idle power."""
+    power_w: Number
+    """Mean power of these devices."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnergyRow:
+    """What one device used in one pass."""
+
+    arm: str
+    round: int
+    pass_name: str
+    meter: str
+    """`GPU 0`, or `CPU package-0`."""
+    source: Literal["NVML", "amdsmi", "RAPL"]
+    joules: Number
+    seconds: Number
+    idle_w: Number
+    """Its power before the passes of the launch, while the servers waited for requests."""
+    samples: int
+    counted: bool
+    """By its own energy counter; otherwise its power was sampled and integrated."""
+    problem: str = ""
+    """Why `joules` is unknown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecisionRow:
+    """The highest load of one arm within the TTFT and TPOT limits."""
+
+    arm: str
+    gpus: int
+    load: Literal["rate", "users"]
+    """What `met` counts: requests per second, or requests in flight."""
+    met: Number
+    """The highest measured load within the limits; null if none was."""
+    missed: Number
+    """The lowest measured load that missed them; null if none did."""
+    pass_name: str
+    """The pass at `met`, or at the lowest load if none met them; `points` has its cost."""
+    settled: bool
+    """The intervals of both loads are on their side of the wanted fraction."""
+    note: str
+    """Why it is not settled, or what else limits it."""
+    share: Number
+    """Fraction of requests within the limits, in that pass."""
+    share_low: Number
+    share_high: Number
+    throughput_per_s: Number
+    """Responses per second in it; null without a sweep."""
+    kv_tokens: Number
+    """KV space of the instances that decode, as they report it."""
+    request_tokens: int
+    """The longest prompt with its output."""
+    running: Number
+    """Most requests that decoded at the same time in it."""
+    head_room: Number
+    """Further requests of that length whose KV fits: hand-offs that decode can hold at once."""
+    hand_offs: Number
+    """Most requests that waited for their KV at the same time; null without a PD split."""
+    gate: str
+    """The gate that makes this void or rough, or that would if it failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,11 +425,15 @@ class ArmFacts:
     instances: int = 0
     model: str = ""
     """The model name in requests."""
+    short_model: str = ""
+    """Of a run over several models, the one with which the label begins; else empty."""
     passes: tuple[str, ...] = ()
     command_lines: tuple[str, ...] = ()
     """Of the first launch."""
     hosts: Mapping[str, str] = field(default_factory=dict)
     """The host of each instance, by its name; empty if all ran on this machine."""
+    decode_kv_tokens: tuple[Number, ...] = ()
+    """KV space of each instance that decodes, in tokens, as it reports it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -315,6 +455,20 @@ class HostRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchFacts:
+    """How many launches (an arm in a round) a run has measured of those planned."""
+
+    planned: int
+    measured: int
+    """Launches of which every pass was measured."""
+    planned_rounds: int
+    rounds: int
+    """Rounds that were begun; fewer than planned if `time_budget_s` left out the last."""
+    took_s: Mapping[str, tuple[Number, ...]] = field(default_factory=dict)
+    """The duration of the launches of each arm, start and stop of its servers included."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionFacts:
     """One session of a run that was interrupted and resumed; the only one of any other run."""
 
@@ -322,7 +476,7 @@ class SessionFacts:
     """From 1."""
     started_at: str
     ended_at: str = ""
-    """When its last launch ended."""
+    """When its last launch ended, or the last sign of life in one that was interrupted."""
     launches: tuple[str, ...] = ()
     """The launches that it measured, such as `1p4d lmcache, round 2`."""
     repeated: str = ""
@@ -333,7 +487,7 @@ class SessionFacts:
 
     @property
     def duration_s(self) -> float:
-        """Until its last launch ended."""
+        """Until `ended_at`; 0 if that is unknown."""
         if not self.ended_at:
             return 0.0
         ended, began = map(datetime.fromisoformat, (self.ended_at, self.started_at))
@@ -353,6 +507,24 @@ class EngineFacts:
     """What was chosen for this machine."""
     lacks: tuple[str, ...] = ()
     """What this version of vLLM does not have, e.g. per-request metrics."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRow:
+    """One model of a run over several."""
+
+    model: str
+    """Its short name, with which the labels of its arms begin."""
+    name: str
+    """Folder or hub name."""
+    layers: int | None
+    dtype: str
+    kv_bytes_per_token: float | None
+    prompt_tokens: int
+    """Of the longest prompt."""
+    workload_hash: str
+    """Of the prompts in its tokens, without the salt."""
+    machine_speed: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -407,6 +579,9 @@ class RunFacts:
     outcome: RunOutcome | None = None
     """Own words of a result in place of `gates passed` and the like."""
     engine: EngineFacts = EngineFacts()
+    """With several models, only what they have in common."""
+    models: tuple[ModelRow, ...] = ()
+    """Of a run over several models; empty for one."""
     numbers: tuple[Card, ...] = ()
     gates: tuple[Gate, ...] = ()
     token_sources: tuple[TokenRow, ...] = ()
@@ -416,6 +591,13 @@ class RunFacts:
     limits: tuple[str, ...] = ()
     rates: tuple[RateRow, ...] = ()
     searches: tuple[SearchRow, ...] = ()
+    points: tuple[PointRow, ...] = ()
+    decisions: tuple[DecisionRow, ...] = ()
+    decision: str = ""
+    """Which arm serves how much within the limits, or how to ask for it."""
+    energy: tuple[EnergyRow, ...] = ()
+    power: str = ""
+    """How power was measured, or why it was not."""
     sizes: tuple[SizeRow, ...] = ()
     clocks: tuple[ClockRow, ...] = ()
     links: tuple[LinkRow, ...] = ()
@@ -427,8 +609,11 @@ class RunFacts:
     hosts: tuple[HostRow, ...] = ()
     summary: tuple[SummaryRow, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
+    targets: tuple[TargetRow, ...] = ()
     client: Mapping[str, Number] = field(default_factory=dict)
     """The worst of each reading of the client's health."""
+    launches: LaunchFacts | None = None
+    """None where nothing is launched in rounds."""
     sessions: tuple[SessionFacts, ...] = ()
     """Empty if the run was not interrupted."""
     repeat: str = ""

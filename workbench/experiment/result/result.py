@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from workbench.errors import ResultError, nearest
+from workbench.experiment.result import point_tables
 from workbench.experiment.result import result_tables as tables
 from workbench.experiment.result.facts import ClockRow, RateRow, RunFacts, TokenRow
 from workbench.experiment.result.result_file import from_plain, read_facts, to_plain
@@ -69,6 +70,16 @@ class Result:
         return self._marked(self._frame("legs"))
 
     @property
+    def models(self) -> list[str]:
+        """Short names of the models of a run over several; empty for one."""
+        return [row.model for row in self.run.models]
+
+    @property
+    def compares_models(self) -> bool:
+        """Whether the main figure compares several models, so that each needs its own as well."""
+        return bool(self.run.models) and not (self.run.rates or self.run.sizes)
+
+    @property
     def gates(self) -> pd.DataFrame:
         """Every gate: name, outcome, sentence, next_step."""
         return self._marked(tables.frame_of(Gate, self.run.gates))
@@ -103,6 +114,25 @@ class Result:
         frame = self._marked(tables.frame_of(RateRow, self.run.rates))
         frame.attrs["limited"] = self._limited
         return frame
+
+    @property
+    def points(self) -> pd.DataFrame:
+        """One row per arm and cold pass: throughput per GPU, tokens/s per user, cost, energy."""
+        frame = self._marked(point_tables.point_frame(self.run.points))
+        frame.attrs["unit"] = point_tables.unit_of(self.run)
+        return frame
+
+    def point_table(self) -> pd.DataFrame:
+        """The operating points as one table with units and intervals."""
+        return self._showing(point_tables.point_table(self.run), "times")
+
+    def decision_table(self) -> pd.DataFrame:
+        """What each arm serves within the latency limits; empty without limits."""
+        return self._showing(point_tables.decision_table(self.run), "times")
+
+    def decision(self) -> list[str]:
+        """What each arm serves within the latency limits, and how power was measured."""
+        return point_tables.decision_lines(self.run)
 
     @property
     def sizes(self) -> pd.DataFrame:
@@ -198,6 +228,15 @@ class Result:
         shown.attrs["headers"] = {"ratio": f"{_RATIO_OF.get(name, name.upper())} ratio"}
         return shown
 
+    def model_table(self) -> pd.DataFrame:
+        """TTFT speed-ups of several models side by side; empty for one."""
+        failed = self.run.failed_gates
+        bad = struck_arms(failed, "ratios")
+        frame = tables.model_table(self.run.comparisons, self.run.arms, bad)
+        frame.attrs["failed_gates"] = of_the_run(failed)
+        frame.attrs["shows"] = ("ratios",)
+        return frame
+
     def medians(self, *metrics: str) -> pd.DataFrame:
         """Medians of some metrics as one wide table, in milliseconds and tokens per second."""
         known = dict.fromkeys(row.metric.removesuffix("_s") for row in self.run.summary)
@@ -266,11 +305,18 @@ class Result:
     def _showing(self, frame: pd.DataFrame, *kinds: Kind) -> pd.DataFrame:
         """A table for readers, marked with the kinds of number in it."""
         frame = self._marked(frame)
+        frame = frame.drop(columns="model", errors="ignore")  # labels of arms begin with it
         frame.attrs["shows"] = kinds
         return frame
 
     def _marked(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """The frame, marked with what its figures must say: simulated, and failed gates."""
+        """The frame, marked with what its figures must say: simulated, and failed gates.
+
+        Of several models, rows of an arm have a column `model`.
+        """
+        if self.run.models and "arm" in frame and "model" not in frame:
+            of_arm = {arm.label: arm.short_model for arm in self.run.arms}
+            frame = frame.assign(model=frame["arm"].map(of_arm))
         frame.attrs["simulated"] = self.run.simulated
         sides = [frame[name] for name in ("arm", "baseline_arm") if name in frame]
         arms = {str(arm) for side in sides for arm in side.unique()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import isnan
 
 from workbench.errors import ParameterError
 from workbench.experiment.plan.plan import ExperimentPlan
@@ -19,8 +20,9 @@ from workbench.load.workload.chat import chat_request
 from workbench.load.workload.tokenizer import TextTokenizer
 from workbench.load.workload.workload import Request, reference
 from workbench.load.workload.written import word_ids, written
-from workbench.records import RequestRecord
+from workbench.records import ProxyFacts, RequestRecord
 from workbench.serve.deployment import Deployment
+from workbench.topology import TensorParallel, Topology
 
 PROMPT_TOKENS, OUTPUT_TOKENS = 64, 4
 """Lengths of a probe: short, with at least one token from the decode instance."""
@@ -54,6 +56,8 @@ async def fitted(
     """
     for sentence in deployment.doubts:
         doubt(sentence)
+    if deployment.proxy is not None:
+        plan = _as_told(plan, deployment.proxy, deployment.topology, doubt)
     form = replace(plan.form, extra_body=getattr(plan.params, "extra_body", ""))
     if deployment.plan is not None:
         return replace(plan, form=form)
@@ -101,6 +105,27 @@ async def fitted(
         )
         form = replace(form, first_token_from_prefill=True)
     return replace(plan, form=form)
+
+
+def _as_told(
+    plan: ExperimentPlan,
+    proxy: ProxyFacts,
+    topology: Topology | None,
+    doubt: Callable[[str], None],
+) -> ExperimentPlan:
+    """The plan with what our proxy knows about the servers behind it."""
+    (arm,) = plan.arms
+    if arm.topology not in (None, topology):
+        doubt(f"The proxy has {topology} behind it, not topology {arm.topology}.")
+    told = replace(
+        arm,
+        topology=topology,
+        connector=proxy.connector or arm.connector,
+        chunk_tokens=proxy.chunk_tokens or arm.chunk_tokens,
+        store_gb=arm.store_gb if isnan(proxy.store_gb) else proxy.store_gb,
+        tp=TensorParallel(**proxy.ranks),
+    )
+    return replace(plan, arms=(told,))
 
 
 def _unknown(record: RequestRecord) -> str:

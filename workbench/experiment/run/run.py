@@ -7,21 +7,33 @@ that breaks off keeps what it measured.
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import count
+from statistics import mean
 
 from workbench.errors import DeploymentError, LaunchError, ResultError
 from workbench.experiment.findings.findings import conclude
 from workbench.experiment.findings.link_findings import earlier_links
+from workbench.experiment.plan.duration import remember_launch
 from workbench.experiment.plan.plan import Arm, ExperimentPlan, rate_pass
-from workbench.experiment.result.facts import EngineFacts, HostRow, RunFacts, SessionFacts, Status
+from workbench.experiment.result.facts import (
+    EngineFacts,
+    HostRow,
+    LaunchFacts,
+    ModelRow,
+    RunFacts,
+    SessionFacts,
+    Status,
+)
 from workbench.experiment.result.result import Result
 from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run.launch.measure import measure_arm
+from workbench.experiment.run.now import NowFile
 from workbench.experiment.run.probe import fitted
 from workbench.experiment.run.progress import ANY_RATE, Progress
 from workbench.experiment.run.progress_bar import bar_in_lab
@@ -34,7 +46,8 @@ from workbench.experiment.run.sessions import (
     kept_so_far,
     launch_name,
 )
-from workbench.experiment.run.time_limit import TimeLimit, keep_whole_rounds
+from workbench.experiment.run.time_budget import TimeBudget
+from workbench.experiment.run.time_limit import TimeLimit, keep_rounds, keep_whole_rounds
 from workbench.experiment.run.watch import Watch
 from workbench.hardware import machine
 from workbench.hardware.hosts import gpu_names
@@ -46,6 +59,9 @@ from workbench.params.notebooks import LMCacheHitAnalysis, PdSweep
 from workbench.serve.attach import attach
 from workbench.serve.deployment import Deployment, launcher_for
 from workbench.serve.processes.launcher import Launcher
+
+CONCLUDES_EVERY = 20
+"""Findings so far are written after this many times the time that writing them takes."""
 
 
 async def run(
@@ -90,32 +106,45 @@ async def _run(
     limit: TimeLimit,
 ) -> Result:
     folder, log = session.folder, session.log
-    began_s = time.monotonic()
+    budget = TimeBudget(plan, log)
+    planned = plan
+    now = NowFile(folder, plan, log, far)
+    now.say("starts")
     # A killed kernel writes nothing at its end, so its result says "started".
-    folder.write_facts(_facts(plan, log, "started", 0.0))
+    folder.write_facts(_so_far(plan, log, 0.0))
     status: Status = "failed"
     watch: Watch | None = None
     try:
         watch = await Watch.begun(plan, folder)
         async with _launcher(plan, folder, log) as launcher, limit.enforced():
-            launches = _Launches(plan, launcher, session, watch, echo, far)
+            launches = _Launches(plan, launcher, session, watch, echo, now, budget, far)
             if log.ended:
                 await launches.repeat_first()
-            for number in limit.rounds_of(plan.rounds):
-                for arm in plan.order(number):
-                    await launches.launch(arm, number)
+            await launches.all_rounds(limit)
             plan = launches.plan
         plan = keep_whole_rounds(plan, log, limit, folder)
+        if budget.rounds < planned.rounds:
+            plan = keep_rounds(plan, log, budget.rounds, folder)
+        for doubt in budget.doubts():
+            log.doubt(doubt)
         _must_have_measured(log)
         status = "success"
     except asyncio.CancelledError:
         status = "cancelled"
         raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DeploymentError(
+            f"the disk of {folder.attempt} is full ({error.strerror}); free some space and run the"
+            f" same command again: {len(log.ended)} finished launches are kept"
+        ) from error
     finally:
         if watch is not None:
             await watch.ended(log)
-        facts = _facts(plan, log, status, time.monotonic() - began_s)
-        folder.write_facts(facts)
+        facts = _facts(plan, log, status, budget.session_s, planned)
+        with nullcontext() if status == "success" else suppress(OSError):
+            folder.write_facts(facts)  # what ended the run says more than that it cannot be written
         if facts.status == "success":
             folder.promote()
         where = folder.home if facts.status == "success" else folder.attempt
@@ -135,13 +164,20 @@ class _Launches:
     session: Session
     watch: Watch
     echo: Echo
+    now: NowFile
+    budget: TimeBudget
     far: Progress | None
     left_out: set[str] = field(default_factory=set)
     """Arms that are no longer launched."""
     failed: set[str] = field(default_factory=set)
     """Arms with a launch that was skipped."""
+    first_error: LaunchError | None = None
     fits: bool = False
     """The requests have the form that the servers accept."""
+    concluded_s: float = field(default_factory=time.monotonic)
+    """When the findings so far were last written."""
+    concluding_s: float = 0.5
+    """How long that took."""
 
     @property
     def log(self) -> Log:
@@ -151,18 +187,16 @@ class _Launches:
     async def launch(self, arm: Arm, number: int) -> None:
         """Measure an arm in a round, unless an earlier session has done so.
 
-        Servers that do not start are tried once more. Then this launch is skipped, and after a
-        second skipped launch the whole arm. Raises LaunchError if nothing was measured before,
-        because then most likely nothing can start.
+        A launch whose servers do not start, or end by themselves, is tried once more. If they do
+        not start again, it is skipped, and after a second skipped launch so is the whole arm.
         """
         label, name = arm.label, launch_name(number, arm.label)
         if label in self.left_out or (number, label) in self.log.ended:
             return
         try:
-            await self._started(arm, number)
+            await self._tried(arm, number)
         except LaunchError as error:
-            if not arm.may_fail and not self.log.passes:
-                raise
+            self.first_error = self.first_error or error
             reason = _first_line(error)
             again = arm.may_fail or label in self.failed
             self.failed.add(label)
@@ -176,30 +210,74 @@ class _Launches:
             if self.far.replanned:
                 self.echo(self.far.replanned)
 
-    async def _started(self, arm: Arm, number: int) -> None:
-        """One launch; where something was measured before, a failed start is tried once more."""
+    async def all_rounds(self, limit: TimeLimit) -> None:
+        """Measure as many rounds as `limit` and time budget allow.
+
+        Raises the first LaunchError if no arm has started in the first round.
+        """
+        for number in limit.rounds_of(self.plan.rounds):
+            if not self.budget.allows(number):
+                return
+            for arm in self.plan.order(number):
+                await self.launch(arm, number)
+                self._conclude_so_far()
+            if self.first_error is not None and not self.log.passes:
+                raise self.first_error
+
+    def _conclude_so_far(self) -> None:
+        """Write what was found so far, for a partial page; it takes at most 5 % of the time."""
+        began_s = time.monotonic()
+        if began_s - self.concluded_s < CONCLUDES_EVERY * self.concluding_s:
+            return
+        with suppress(OSError):  # a full disk ends the run where rows are lost, not here
+            facts = _so_far(self.plan, self.log, self.budget.session_s)
+            self.session.folder.write_facts(facts)
+        self.concluded_s = time.monotonic()
+        self.concluding_s = self.concluded_s - began_s
+
+    async def _tried(self, arm: Arm, number: int) -> None:
+        """One launch, and once more if it fails.
+
+        An arm that its engine may refuse is not tried again if it does not start.
+        """
+        name = launch_name(number, arm.label)
         try:
-            await self._measured(arm, number)
+            failure = await self._measured(arm, number)
+            if failure and arm.settings is not None:
+                self.session.forget_launch()
+                self.log.doubt(f"{name}, was measured again: {failure}.")
         except LaunchError as error:
-            if arm.may_fail or not self.log.passes:
+            if arm.may_fail:
                 raise
-            self.echo(f"{_first_line(error)}; trying once more")
+            failure = _first_line(error)
+        if failure and arm.settings is not None:
+            self.echo(f"{failure}; trying once more")
             await self._measured(arm, number)
 
-    async def _measured(self, arm: Arm, number: int) -> None:
+    async def _measured(self, arm: Arm, number: int) -> str:
+        """Start, measure and stop an arm; why a server ended by itself, empty if none did."""
         log, folder = self.log, self.session.folder
+        began_s = time.monotonic()
         self.session.launch_begins()
+        self.now.say("starts servers", arm.label, number)
         async with _deployment(self.plan, arm, number, self.launcher, folder) as deployment:
             _check_model(log, arm, deployment)
             if not self.fits:
-                self.plan = await fitted(self.plan, deployment, log.doubt)
+                found = await fitted(self.plan.part_of(arm), deployment, log.doubt)
+                self.plan = replace(self.plan, form=found.form) if self.plan.by_model else found
                 self.fits = True
+            arm = next(one for one in self.plan.arms if one.label == arm.label)
             async with self.watch.launch(arm, deployment, log):
-                await measure_arm(
-                    self.plan, arm, number, deployment, folder, log, self.echo, self.far,
-                    self.watch,
+                ended = await measure_arm(
+                    self.plan.part_of(arm), arm, number, deployment, folder, log, self.echo,
+                    self.far, self.watch, self.now,
                 )  # fmt: skip
-        self.session.launch_ended(number, arm.label)
+            self.now.say("stops servers", arm.label, number)
+        took_s = time.monotonic() - began_s
+        if self.session.launch_ended(number, arm.label, took_s=took_s):
+            if key := self.plan.launch_key(arm):
+                remember_launch(key, took_s)
+        return ended
 
     async def repeat_first(self) -> None:
         """Measure the very first launch once more, to see whether the machine has changed."""
@@ -209,10 +287,12 @@ class _Launches:
         folder = self.session.folder.repeated()
         again = Log()
         self.echo(f"first repeating {name}, to detect drift")
+        self.now.say("repeats to detect drift", label, number)
         try:
             async with _deployment(self.plan, arm, number, self.launcher, folder) as deployment:
                 _check_model(self.log, arm, deployment)
-                await measure_arm(self.plan, arm, number, deployment, folder, again, self.echo)
+                part = self.plan.part_of(arm)
+                await measure_arm(part, arm, number, deployment, folder, again, self.echo)
         except LaunchError as error:
             self.log.doubt(f"{name}, could not be repeated to detect drift: {_first_line(error)}.")
             return
@@ -250,7 +330,12 @@ def _progress(plan: ExperimentPlan, log: Log) -> Progress:
                     ANY_RATE if searched else rate_pass(rate).name for rate in plan.rates.expected
                 ]
             steps += [(number, arm.label, name) for name in names]
-    return Progress(steps, planned_s=plan.estimate_s, once_s=plan.once_s)
+    launch_s = dict(plan.duration.launch_s) | {
+        arm: mean(seconds) for arm, seconds in log.took_s.items() if seconds
+    }
+    missing = dict.fromkeys((number, label) for number, label, _ in steps)
+    planned_s = plan.once_s + sum(launch_s[label] for _, label in missing)
+    return Progress(steps, planned_s=planned_s, once_s=plan.once_s)
 
 
 def _must_have_measured(log: Log) -> None:
@@ -280,9 +365,12 @@ async def _launcher(
         if not arm.may_fail:
             check_installed(arm)
     plans = [arm.deployment(count(20_000)) for arm in plan.arms]
-    async with launcher_for(settings, folder.logs, fork=plan.params.fork, plans=plans) as launcher:
-        yield launcher
-        for note in launcher.notes:
+    made = launcher_for(settings, folder.logs, fork=plan.params.fork, plans=plans)
+    try:
+        async with made as launcher:
+            yield launcher
+    finally:  # of a run that failed, too
+        for note in made.notes:
             log.doubt(note)
 
 
@@ -316,8 +404,24 @@ async def _deployment(
     yield found
 
 
-def _facts(plan: ExperimentPlan, log: Log, status: Status, duration_s: float) -> RunFacts:
-    """The content of result.json, also of a run that broke off."""
+def _so_far(plan: ExperimentPlan, log: Log, duration_s: float) -> RunFacts:
+    """The facts of a run that is under way, from the launches that it has measured."""
+    rounds = max((number + 1 for number, _ in log.ended), default=plan.rounds)
+    return _facts(replace(plan, rounds=rounds), log, "started", duration_s, plan)
+
+
+def _facts(
+    plan: ExperimentPlan,
+    log: Log,
+    status: Status,
+    duration_s: float,
+    planned: ExperimentPlan | None = None,
+) -> RunFacts:
+    """The content of result.json, also of a run that broke off.
+
+    `plan` has the rounds that were measured, `planned` all.
+    """
+    planned = planned or plan
     facts = RunFacts(
         notebook=plan.notebook,
         run_id=plan.run_id,
@@ -331,11 +435,20 @@ def _facts(plan: ExperimentPlan, log: Log, status: Status, duration_s: float) ->
         parameters=plan.parameters,
         machine=_machine(plan).as_dict() | _platform(plan),
         engine=_engine(plan),
+        models=_models(plan),
         arms=tuple(log.arms.values()),
         pass_times=tuple(log.pass_times),
         hosts=_hosts(plan),
         client=log.client,
         clocks=tuple(log.clocks),
+        launches=LaunchFacts(
+            planned=len(planned.arms) * planned.rounds,
+            measured=len(log.ended),
+            planned_rounds=planned.rounds,
+            rounds=plan.rounds,
+            took_s={arm: tuple(seconds) for arm, seconds in log.took_s.items()},
+        ),
+        energy=tuple(log.energy),
         sessions=tuple(log.sessions) if len(log.sessions) > 1 else (),
         doubts=tuple(log.doubts),
     )
@@ -350,10 +463,11 @@ def _facts(plan: ExperimentPlan, log: Log, status: Status, duration_s: float) ->
             refusals=log.refusals,
             links=log.links,
             earlier=log.earlier,
+            unmetered=log.unmetered,
         )
     except Exception as error:  # what was measured must be kept even when it makes no sense
         found = f"The rows could not be analysed: {error!r}"
-        return replace(facts, status="failed", finding=found)
+        return replace(facts, status="started" if status == "started" else "failed", finding=found)
 
 
 def _engine(plan: ExperimentPlan) -> EngineFacts:
@@ -361,6 +475,13 @@ def _engine(plan: ExperimentPlan) -> EngineFacts:
     settings = plan.arms[0].settings
     if settings is None:
         return EngineFacts()
+    if plan.by_model:
+        parts = [_engine(part) for part in plan.parts]
+        return EngineFacts(
+            dtype=", ".join(dict.fromkeys(part.dtype for part in parts)),
+            chosen=" ".join(plan.notes),
+            lacks=settings.abilities.losses,
+        )
     known = settings.facts if settings.local else None
     return EngineFacts(
         model=plan.params.model or settings.model.name,
@@ -371,6 +492,26 @@ def _engine(plan: ExperimentPlan) -> EngineFacts:
         chosen=" ".join(plan.notes),
         lacks=settings.abilities.losses,
     )
+
+
+def _models(plan: ExperimentPlan) -> tuple[ModelRow, ...]:
+    """Each model of a run over several; empty for one."""
+    rows = []
+    for part in plan.parts if plan.by_model else ():
+        engine = _engine(part)
+        rows.append(
+            ModelRow(
+                model=part.model,
+                name=engine.model,
+                layers=engine.layers,
+                dtype=engine.dtype,
+                kv_bytes_per_token=engine.kv_bytes_per_token,
+                prompt_tokens=part.workload.longest_prompt_tokens,
+                workload_hash=part.workload.sample.hash,
+                machine_speed=engine.machine_speed,
+            )
+        )
+    return tuple(rows)
 
 
 def _hosts(plan: ExperimentPlan) -> tuple[HostRow, ...]:

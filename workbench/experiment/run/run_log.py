@@ -8,7 +8,14 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.experiment.result.facts import ArmFacts, ClockRow, LinkRow, PassTime, SessionFacts
+from workbench.experiment.result.facts import (
+    ArmFacts,
+    ClockRow,
+    EnergyRow,
+    LinkRow,
+    PassTime,
+    SessionFacts,
+)
 from workbench.metrics.passes import PassCounters
 from workbench.records import LinkRate, RequestRecord, to_frame
 
@@ -36,6 +43,9 @@ class Collected:
     """Arm, rate, and whether it is from a prefill host to a decode host."""
     earlier: tuple[LinkRow, ...] = ()
     """Results of runs over other links."""
+    energy: list[EnergyRow] = field(default_factory=list)
+    unmetered: dict[str, str] = field(default_factory=dict)
+    """Why the power of an arm, or of a part of its devices, was not measured."""
     refusals: list[str] = field(default_factory=list)
     """Resets that an instance refused."""
     arms: dict[str, ArmFacts] = field(default_factory=dict)
@@ -44,6 +54,8 @@ class Collected:
     client: dict[str, float] = field(default_factory=dict)
     """The worst of each reading of the client's health."""
     launches_s: list[float] = field(default_factory=list)
+    took_s: dict[str, list[float]] = field(default_factory=dict)
+    """Of each arm, the duration of its launches that ended, stopping included."""
     measuring_s: float = 0.0
     ended: list[tuple[int, str]] = field(default_factory=list)
     """Round and arm of each launch that ended, in the order of their end."""
@@ -64,6 +76,9 @@ class Log(Collected):
     gauges: list[pd.DataFrame] = field(default_factory=list)
     on_record: OnRecord | None = None
     """Called by the thread that drives the load."""
+    broken_off: list[pd.DataFrame] = field(default_factory=list)
+    """Requests that do not count: of a launch that was measured again, or of an unfinished round.
+    """
 
     def frame(self, name: str) -> pd.DataFrame:
         parts = [part for part in getattr(self, name) if len(part)]

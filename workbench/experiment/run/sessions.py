@@ -7,7 +7,6 @@ are all that a later session needs. A launch that was interrupted is measured ag
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from copy import deepcopy
@@ -22,6 +21,7 @@ from workbench.experiment.result.facts import RunFacts, SessionFacts
 from workbench.experiment.result.result import FRAMES
 from workbench.experiment.result.result_file import read_facts, to_plain
 from workbench.experiment.result.run_folder import KEPT, RunFolder, read_frame
+from workbench.experiment.run.now import read_now
 from workbench.experiment.run.run_log import Collected, Echo, Log, echo_line
 from workbench.metrics.latency import succeeded
 
@@ -59,17 +59,29 @@ class Session:
     def launch_begins(self) -> None:
         """Remember what was there before a launch."""
         self._before = {name: len(value) for name, value in _lists(self.log)}
-        self._before["requests"] = len(self.log.requests)
+        self._before |= {name: len(getattr(self.log, name)) for name in FRAMES}
 
-    def launch_ended(self, number: int, arm: str) -> None:
+    def forget_launch(self) -> None:
+        """Take back all of the launch that has just ended, so that it can be measured again.
+
+        Its requests stay on disk, in `requests_broken_off`.
+        """
+        self.log.broken_off += self.log.requests[self._before["requests"] :]
+        for name, length in self._before.items():
+            del getattr(self.log, name)[length:]
+        self.folder.write("requests_broken_off", self.log.frame("broken_off"))
+
+    def launch_ended(self, number: int, arm: str, *, took_s: float) -> bool:
         """Keep a launch for later sessions, if each of its passes was measured.
 
         One in which a pass could not be run, or all of its requests failed, is measured again.
+        Returns whether it is kept.
         """
         log, before = self.log, self._before
         passes = log.requests[before["requests"] :]
         if len(log.reasons) > before["reasons"] or not all(succeeded(p).any() for p in passes):
-            return
+            return False
+        log.took_s.setdefault(arm, []).append(round(took_s, 2))
         log.ended.append((number, arm))
         log.sessions[-1] = replace(
             log.sessions[-1],
@@ -82,12 +94,11 @@ class Session:
             else:
                 setattr(self.kept, name, value)
         self._write()
+        return True
 
     def _write(self) -> None:
         self.kept.sessions = self.log.sessions
-        partial = self.folder.attempt / f".{KEPT}.partial"
-        partial.write_text(json.dumps(_collected(self.kept), default=_plain))
-        os.replace(partial, self.folder.attempt / KEPT)
+        self.folder.write_text(KEPT, json.dumps(_collected(self.kept), default=_plain))
 
 
 def _collected(log: Collected) -> dict[str, Any]:
@@ -172,6 +183,11 @@ def _read(folder: RunFolder) -> Log:
         path = folder.attempt / f"{name}.parquet"
         if path.exists():
             setattr(log, name, list(_of_whole_launches(log, read_frame(path, whole=True))))
+    if log.sessions and (last := read_now(folder.attempt)) is not None:
+        # Also the time of the launch that was interrupted counts.
+        ended_at = datetime.fromtimestamp(last.at_s, UTC).isoformat(timespec="seconds")
+        session = log.sessions[-1]
+        log.sessions[-1] = replace(session, ended_at=max(session.ended_at, ended_at))
     return log
 
 

@@ -105,6 +105,26 @@ def keep_whole_rounds(
     if not limit.broken_off:
         return replace(plan, rounds=limit.rounds) if limit.cut else plan
     done = max(1, limit.rounds)
+    ended = _keep_before(done, log, folder)
+    if limit.rounds or plan.rates is not None:
+        return replace(plan, rounds=done)
+    arms = tuple(
+        replace(arm, passes=tuple(p for p in arm.passes if (arm.label, 0, p.name) in ended))
+        for arm in plan.arms
+    )
+    return replace(plan, rounds=done, arms=arms)
+
+
+def keep_rounds(plan: ExperimentPlan, log: Log, rounds: int, folder: RunFolder) -> ExperimentPlan:
+    """The plan with only its first rounds; rows of later ones are removed from `log`."""
+    log.ended = [(number, arm) for number, arm in log.ended if number < rounds]
+    if any(p.round >= rounds for p in log.passes):
+        _keep_before(rounds, log, folder)
+    return replace(plan, rounds=rounds)
+
+
+def _keep_before(done: int, log: Log, folder: RunFolder) -> set[tuple[str, int, str]]:
+    """Remove what is not of a finished pass of the first `done` rounds; the passes that stay."""
     ended = {(p.arm, p.round, p.pass_name) for p in log.passes if p.round < done}
     for name in ("requests", "legs", "counters", "gauges"):
         rows = log.frame(name)
@@ -113,14 +133,9 @@ def keep_whole_rounds(
         keys = zip(rows["arm"], rows["round"], rows["pass"], strict=True)
         kept = [key in ended for key in keys]
         if name == "requests" and not all(kept):
-            folder.write("requests_broken_off", rows[[not keep for keep in kept]])
+            log.broken_off.append(rows[[not keep for keep in kept]])
+            folder.write("requests_broken_off", log.frame("broken_off"))
         setattr(log, name, [rows[kept]])
         folder.write(name, rows[kept])
     log.passes = [p for p in log.passes if p.round < done]
-    if limit.rounds or plan.rates is not None:
-        return replace(plan, rounds=done)
-    arms = tuple(
-        replace(arm, passes=tuple(p for p in arm.passes if (arm.label, 0, p.name) in ended))
-        for arm in plan.arms
-    )
-    return replace(plan, rounds=done, arms=arms)
+    return ended

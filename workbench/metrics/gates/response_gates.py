@@ -47,24 +47,27 @@ def no_failures(frame: pd.DataFrame, *, limit: float = 0.01) -> Gate:
     )
 
 
-def same_text(frame: pd.DataFrame, baseline_arm: str, *, batched: bool = False) -> Gate:
-    """Greedy text equals the cold text of `baseline_arm` for the same (round, index).
+def same_text(frame: pd.DataFrame, *baseline_arms: str, batched: bool = False) -> Gate:
+    """Greedy text equals the cold text of the baseline arm for the same (round, index).
+
+    Of several models each has its own baseline arm, and rows a column `model`.
 
     A difference that starts at a tie (two tokens whose log-probabilities are at most TIE_NAT apart)
     does not count: rounding decides there. `batched` says that requests ran concurrently: a batch
     of another shape rounds differently, so a few responses may differ without such proof.
     """
-    is_reference = frame["arm"].eq(baseline_arm) & frame["pass"].eq("cold")
+    is_reference = frame["arm"].isin(baseline_arms) & frame["pass"].eq("cold")
     ok = succeeded(frame)
-    reference = frame.loc[is_reference & ok, ["round", "index", "text"]]
+    keys = [*(["model"] if len(baseline_arms) > 1 else []), "round", "index"]
+    reference = frame.loc[is_reference & ok, [*keys, "text"]]
     both = frame[~is_reference & ok].merge(
-        reference, on=["round", "index"], suffixes=("", "_reference"), validate="many_to_one"
+        reference, on=keys, suffixes=("", "_reference"), validate="many_to_one"
     )
     apart = both["text"] != both["text_reference"]
     tied = apart & (both["parting_nat"].le(TIE_NAT) if "parting_nat" in both else False)
     differ = both[apart & ~tied]
     left_out = int((~is_reference).sum()) - len(both)
-    reference_pass = f"{baseline_arm}, cold pass"
+    reference_pass = f"{' or '.join(baseline_arms)}, cold pass"
     found = f"{len(differ):,} of {len(both):,} responses differ from the reference"
     excused = batched and len(differ) <= _BATCH_SHARE * len(both)
     unknown = (
@@ -85,8 +88,12 @@ def same_text(frame: pd.DataFrame, baseline_arm: str, *, batched: bool = False) 
     ]
     note = "; ".join(filter(None, (reference_pass, *notes)))
     corrupt = tuple(differ["arm"].unique())
-    if not {*both["arm"]} - {*corrupt, baseline_arm}:
-        corrupt = ()  # no other arm agrees with the reference, which may be the corrupt one
+    for _, rows in both.groupby("model") if len(baseline_arms) > 1 else [("", both)]:
+        mine = {*rows["arm"]}
+        if mine & {*corrupt} and not mine - {*corrupt, *baseline_arms}:
+            # No other arm agrees with the reference, which may be the corrupt one.
+            own = [arm for arm in baseline_arms if arm in mine]
+            corrupt = tuple(dict.fromkeys((*corrupt, *own))) if len(baseline_arms) > 1 else ()
     return judge(
         "same text",
         holds=f"{(~apart).sum():,} of {len(both):,} responses match those of the reference"

@@ -4,14 +4,17 @@
 a function that returns what `chart.draw` makes of it, and a name below.
 """
 
+from workbench.report.figures.between_runs import between_runs
 from workbench.report.figures.break_even import break_even, chunk_effect, cost_of_storing
 from workbench.report.figures.cache_size import cache_size
 from workbench.report.figures.chart import Chart
 from workbench.report.figures.connectors import connectors
 from workbench.report.figures.links import links
 from workbench.report.figures.panels import panels
+from workbench.report.figures.pareto import pareto
 from workbench.report.figures.rates import rates
 from workbench.report.figures.readiness import readiness
+from workbench.report.figures.side_by_side import speedups_by_model
 from workbench.report.figures.single_requests import (
     hit_against_ideal,
     latency_panels,
@@ -25,6 +28,7 @@ from workbench.report.figures.working_sets import working_sets
 
 __all__ = [
     "Chart",
+    "between_runs",
     "break_even",
     "cache_size",
     "chunk_effect",
@@ -35,11 +39,13 @@ __all__ = [
     "latency_panels",
     "links",
     "panels",
+    "pareto",
     "rates",
     "readiness",
     "requests_over_time",
     "served_over_requests",
     "speedups",
+    "speedups_by_model",
     "token_sources",
     "topology_overview",
     "ttft_against_cached_share",

@@ -10,6 +10,7 @@ that the baseline has the same overhead. The stream passes unchanged and is not 
 
     GET /health      the proxy itself is ready
     GET /v1/models   the response of the first decode instance
+    GET /servers     records.ProxyFacts, and `clock_s`: CLOCK_MONOTONIC of this process
     GET /legs        records.LegRecord of each finished request since the last call, as JSON (NaN
                      is null)
     GET /stats       {"cpu_s", "uptime_s", "requests", "failed"} of this process
@@ -21,10 +22,12 @@ import argparse
 import asyncio
 import sys
 from asyncio import create_task
-from collections.abc import AsyncIterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from time import monotonic, process_time
+from typing import Any
 from uuid import uuid4
 
 import orjson
@@ -32,7 +35,7 @@ import uvloop
 from aiohttp import web
 
 from workbench.errors import ParameterError, must_be, needs
-from workbench.records import LegRecord
+from workbench.records import PROXY_HEADER, LegRecord
 from workbench.serve.connectors import CONNECTORS, Connector, connector
 from workbench.serve.proxy.legs import Engines, LegFailed, Trip, Upstream, json_object
 
@@ -46,6 +49,8 @@ _SHUTDOWN_S = 1.0
 _BACKLOG = 4096
 """Connections waiting to be accepted: a larger burst is delayed by a SYN retry of one second, which
 looks like a slow prefill."""
+_KEPT_LEGS = 100_000
+"""More than a pass has; servers that nobody measures must not fill the memory."""
 
 
 def create_app(
@@ -54,10 +59,12 @@ def create_app(
     decode: Sequence[str],
     prefill: Sequence[str] = (),
     bootstrap: Sequence[str] = (),
+    about: Mapping[str, Any] | None = None,
     fault: str = "",
 ) -> web.Application:
     """The proxy as an aiohttp application. `prefill` and `decode` are base URLs of instances,
     `mode` is the name of their connector, `bootstrap` are the bootstrap servers of `prefill`.
+    `about` are fields of ProxyFacts that only who started the instances knows.
 
     `fault` injects one fault: `transfer_params_lost` drops what the decode instance needs to fetch
     the KV. Serve it with `handler_cancellation=True`, so that a disconnecting client ends its legs.
@@ -77,12 +84,13 @@ def create_app(
     if routes.prefill and not moves.transfers:
         needed = "--mode lmcache or nixl (without KV transfer, both roles would prefill)"
         raise ParameterError(needs("--prefill", needed, mode, "lmcache"))
-    proxy = _Proxy(moves, routes, fault)
+    proxy = _Proxy(moves, routes, fault, about or {})
     app = web.Application(client_max_size=_BODY_BYTES)
     app.cleanup_ctx.append(proxy.connections)
     app.router.add_post("/v1/completions", proxy.generate)
     app.router.add_post("/v1/chat/completions", proxy.generate)
     app.router.add_get("/v1/models", proxy.models)
+    app.router.add_get("/servers", proxy.servers)
     app.router.add_get("/health", proxy.health)
     app.router.add_get("/legs", proxy.drain_legs)
     app.router.add_get("/stats", proxy.stats)
@@ -98,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--prefill", action="append", default=[], metavar="URL")
     parser.add_argument("--decode", action="append", default=[], metavar="URL")
     parser.add_argument("--bootstrap", action="append", default=[], metavar="URL")
+    parser.add_argument("--about", type=orjson.loads, default={}, metavar="JSON")
     parser.add_argument(
         "--fault", choices=["transfer_params_lost"], default="", help=argparse.SUPPRESS
     )
@@ -108,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             prefill=asked.prefill,
             decode=asked.decode,
             bootstrap=asked.bootstrap,
+            about=asked.about,
             fault=asked.fault,
         )
     except ParameterError as error:
@@ -167,10 +177,12 @@ class _Proxy:
     engines: Engines
     """Both are created by `connections`, inside the event loop."""
 
-    def __init__(self, moves: Connector, routes: Routes, fault: str) -> None:
-        self.moves, self.routes, self.fault = moves, routes, fault
+    def __init__(
+        self, moves: Connector, routes: Routes, fault: str, about: Mapping[str, Any]
+    ) -> None:
+        self.moves, self.routes, self.fault, self.about = moves, routes, fault, about
         self.turn = count()
-        self.legs: list[LegRecord] = []
+        self.legs: deque[LegRecord] = deque(maxlen=_KEPT_LEGS)
         self.requests = 0
         self.failed = 0
         self.started_s = monotonic()
@@ -230,15 +242,25 @@ class _Proxy:
         instance = self.routes.decode[0]
         try:
             async with self.upstream.answer("decode", instance, request.path, {}, None) as response:
-                return web.Response(body=await response.read(), content_type=response.content_type)
+                return web.Response(
+                    body=await response.read(),
+                    content_type=response.content_type,
+                    headers={PROXY_HEADER: self.moves.name},
+                )
         except LegFailed as failure:
             return _json(failure.payload, status=failure.http_status)
+
+    async def servers(self, _request: web.Request) -> web.Response:
+        routes = {"prefill": self.routes.prefill, "decode": self.routes.decode}
+        known = {"connector": self.moves.name} if self.routes.prefill else {}
+        return _json({**known, **self.about, **routes, "clock_s": monotonic()})
 
     async def health(self, _request: web.Request) -> web.Response:
         return _json({"status": "ok", "mode": self.moves.name})
 
     async def drain_legs(self, _request: web.Request) -> web.Response:
-        drained, self.legs = self.legs, []
+        drained = [*self.legs]
+        self.legs.clear()
         return _json(drained)
 
     async def stats(self, _request: web.Request) -> web.Response:

@@ -60,8 +60,10 @@ def apps(argv: Sequence[str] | None) -> Apps:
     engine.add_argument("--mooncake-config", dest="mooncake", type=json.loads)
     engine.add_argument("--bootstrap-port", type=int)
     engine.add_argument("--transfer-timeout", dest="transfer_timeout_s", type=float)
+    engine.add_argument("--times-as-long", type=float)
     engine.add_argument("--log-period", dest="log_period_s", type=float)
     engine.add_argument("--seed", type=int)
+    engine.add_argument("--speed", type=float)
     for kind in (store, master):
         kind.add_argument("--http-port", type=int, required=True)
         kind.add_argument("--l1-size-gb", type=float, default=1.0)

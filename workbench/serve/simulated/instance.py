@@ -74,9 +74,13 @@ class InstanceSettings:
     """Where a prefill instance says which engine it is; 0 without such a server."""
     transfer_timeout_s: float = 480.0
     """How long a transfer waits for its prompt, where decode waits for prefill."""
+    times_as_long: float = 1.0
+    """How much longer a step takes than of the model `tiny`."""
     log_period_s: float = 10.0
     """The period in which the log counts transfers."""
     seed: int = 0
+    speed: float = SPEED
+    """Durations are divided by it. With a low value the machine's own work is a small part."""
     fault: str = ""
 
     @property
@@ -110,16 +114,17 @@ class InstanceSettings:
 class Latency:
     """Seeded durations of steps and transfers."""
 
-    def __init__(self, *, seed: int, speed: float = SPEED) -> None:
+    def __init__(self, *, seed: int, speed: float = SPEED, times_as_long: float = 1.0) -> None:
         self._random = random.Random(seed)
         self._speed = speed
+        self._times_as_long = times_as_long
 
     def step_s(self, batch: Iterable[tuple[int, int]]) -> float:
         """One engine step for (tokens to compute, tokens before them) of each sequence."""
         seconds = STEP_S - NEIGHBOUR_S
         for new, before in batch:
             seconds += NEIGHBOUR_S + new * TOKEN_S + new * (before + new / 2) * PAIR_S
-        return self._drawn(seconds)
+        return self._drawn(seconds * self._times_as_long)
 
     def transfer_s(self, moved_bytes: float) -> float:
         """Loading KV into the instance."""
@@ -142,8 +147,12 @@ class Instance:
         self.series = vllm_series(nixl=settings.connector == "NixlConnector")
         pool = BlockPool(settings.blocks, caching=settings.prefix_caching)
         self.scheduler = Scheduler(self.series, pool, connector=bool(settings.transfer))
-        speed = SPEED / SLOWDOWN if settings.fault == "slow_instance" else SPEED
-        self._latency = Latency(seed=settings.seed ^ crc32(settings.name.encode()), speed=speed)
+        speed = settings.speed / (SLOWDOWN if settings.fault == "slow_instance" else 1.0)
+        self._latency = Latency(
+            seed=settings.seed ^ crc32(settings.name.encode()),
+            speed=speed,
+            times_as_long=settings.times_as_long,
+        )
         self._requests = self._strikeable = 0
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()

@@ -1,15 +1,19 @@
 import asyncio
 import json
 from dataclasses import replace
+from itertools import count
 
 import pandas as pd
 import pytest
 
 from workbench.errors import DeploymentError
 from workbench.experiment.result.run_folder import RunFolder
+from workbench.experiment.run.launch import energy
+from workbench.experiment.run.launch import measure as measure_module
 from workbench.experiment.run.launch.measure import _while_servers_live, measure_arm
 from workbench.experiment.run.run_log import Log
 from workbench.hardware.hosts import Host
+from workbench.hardware.power import Meter, Meters
 from workbench.serve.deployment import Deployment, Instance
 from workbench.serve.processes.launcher import Process, ProcessSpec
 
@@ -139,3 +143,47 @@ async def test_a_host_that_is_lost_ends_a_pass_whatever_it_waits_for(tmp_path):
     asyncio.get_running_loop().call_later(0.1, exited.set_result, -9)
     with pytest.raises(DeploymentError, match=said):
         await asyncio.wait_for(_while_servers_live(running, asyncio.sleep(60)), 5)
+
+
+async def test_a_launch_notes_the_kv_space_of_the_instances_that_decode(measure, vllm):
+    log, _, _ = await measure()
+    (space,) = log.arms["attached"].decode_kv_tokens
+    assert space == 128 * vllm.instance.settings.blocks
+
+
+async def test_each_pass_has_the_energy_of_its_devices(measure, monkeypatch):
+    monkeypatch.setattr(energy, "IDLE_S", 0.05)
+    joules = count(0, 5)
+    counter = Meter(name="GPU 0", source="NVML", energy_j=lambda: float(next(joules)))
+    monkeypatch.setattr(measure_module, "meters_of", lambda *_: Meters(found=(counter,)))
+    log, _, _ = await measure()
+    assert [(row.arm, row.round, row.pass_name, row.meter) for row in log.energy] == [
+        ("attached", 0, "cold", "GPU 0"), ("attached", 0, "engine-warm", "GPU 0")
+    ]  # fmt: skip
+    for row in log.energy:
+        assert row.joules == 5 * (row.samples - 1)
+        assert row.seconds > 0 and row.idle_w > 0 and row.counted
+    assert log.unmetered == {}
+
+
+async def test_a_driver_that_vanishes_in_a_pass_keeps_what_was_measured(measure, monkeypatch):
+    monkeypatch.setattr(energy, "IDLE_S", 0.05)
+    readings = iter([100.0, 100.0, 100.0])
+
+    def power_w():
+        for watts in readings:
+            return watts
+        raise RuntimeError("GPU is lost")
+
+    meter = Meter(name="GPU 0", source="NVML", power_w=power_w)
+    monkeypatch.setattr(measure_module, "meters_of", lambda *_: Meters(found=(meter,)))
+    log, _, _ = await measure()
+    assert (log.frame("requests")["error"] == "").all()
+    assert len(log.passes) == len(log.energy) == 2
+    assert log.energy[-1].problem == "it stopped responding (GPU is lost)"
+
+
+async def test_attached_servers_are_not_metered(measure):
+    log, _, _ = await measure()
+    assert log.energy == []
+    assert log.unmetered == {"attached": "the servers were not started here"}

@@ -14,7 +14,7 @@ from workbench.load.workload.workload import Workload
 from workbench.metrics.counters import StoreCounters, TokenSources, engine_count
 from workbench.metrics.ideal import Asked, Call, IdealCaches, Reuse, reuse_by_role
 from workbench.metrics.passes import PassCounters
-from workbench.records import LegRecord, RequestRecord
+from workbench.records import LegRecord, ProxyFacts, RequestRecord
 from workbench.serve.connectors.lmcache import CHUNK_TOKENS
 from workbench.serve.deployment import Deployment
 from workbench.topology import Role
@@ -25,6 +25,8 @@ class LaunchCounts:
 
     def __init__(self, arm: Arm, number: int, deployment: Deployment) -> None:
         self._arm, self._number, self._deployment = arm, number, deployment
+        self._told = deployment.proxy or ProxyFacts()
+        self._kv_bytes_per_token = (arm.settings or self._told).kv_bytes_per_token
         known = arm.kv_connector
         self._stores, self._pulls = bool(known and known.store), bool(known and known.pulls)
         self._private = bool(known and known.store and known.store.private)
@@ -48,15 +50,18 @@ class LaunchCounts:
         if self._stores and self._deployment.store.keeps_blocks:
             self._chunk_tokens = reading.block_tokens
         if self._ideal is None:
-            settings = self._arm.settings
+            settings, told = self._arm.settings, self._told
             drafting = settings.drafting if settings else {}
+            drop_blocks: set[str] = {
+                role for role, drafts in drafting.items() if drafts.drops_block
+            }
             self._ideal = IdealCaches(
                 block_tokens=reading.block_tokens,
                 chunk_tokens=self._chunk_tokens,
-                prefix_caching=settings is None or settings.prefix_caching,
+                prefix_caching=(settings or told).prefix_caching,
                 pulls=self._pulls,
                 loads_blocks=self._stores and self._deployment.store.keeps_blocks,
-                drop_blocks={role for role, drafts in drafting.items() if drafts.drops_block},
+                drop_blocks=drop_blocks | {*told.drop_blocks},
                 private=self._private,
             )
         if made.engines_empty:
@@ -101,7 +106,6 @@ class LaunchCounts:
             # The chunk size of attached servers is unknown, and so is which of several engines,
             # each with a cache of its own, got a prompt.
             reuse, self.expected_cached = {}, {}
-        settings = self._arm.settings
         failed = [record for record in records if not record.ok]
         # What a failed request left in a cache shows in later passes too.
         self._failed_tokens += sum(record.prompt_tokens for record in failed)
@@ -133,7 +137,7 @@ class LaunchCounts:
             requests_failed=len(failed),
             failed_prompt_tokens=self._failed_tokens,
             overflowed=self._overflowed(reading),
-            kv_bytes_per_token=settings.kv_bytes_per_token if settings else nan,
+            kv_bytes_per_token=self._kv_bytes_per_token,
             block_tokens=reading.block_tokens,
             chunk_tokens=self._chunk_tokens or CHUNK_TOKENS,
         )
@@ -146,9 +150,7 @@ class LaunchCounts:
             return None
         if not self._private:
             return reading.store_since(before)
-        settings = self._arm.settings
-        bytes_per_token = settings.kv_bytes_per_token if settings else nan
-        block_bytes = reading.block_tokens * bytes_per_token
+        block_bytes = reading.block_tokens * self._kv_bytes_per_token
         held = nan
         if before is self._emptied:
             held = host_memory_blocks(self._arm.store_gb, block_bytes=block_bytes)
@@ -209,6 +211,8 @@ class LaunchCounts:
                 (leg.prefill_instance, leg.prefill_sent_s, leg.prefill_done_s),
                 (leg.decode_instance, leg.decode_sent_s, leg.decode_first_byte_s),
             ]
+        if any(url and url not in self._names for url, _, _ in legs):
+            return None  # attached servers of which not all are listed
         for url, _, _ in legs:
             if url:
                 # Each response fills the prompt's last block and its own blocks.

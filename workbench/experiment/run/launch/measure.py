@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from math import isnan, lcm, nan
 from typing import Any, TypeVar
@@ -17,8 +18,10 @@ from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass
 from workbench.experiment.result.facts import ArmFacts, PassTime
 from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run.launch.across_hosts import clock_rows, measure_links, read_clocks
+from workbench.experiment.run.launch.energy import energy_rows, idle_watts, meters_of
 from workbench.experiment.run.launch.greedy_ties import ask_where_answers_part
 from workbench.experiment.run.launch.isolation import (
+    CounterReading,
     make_state,
     read_counters,
     store_is_quiet,
@@ -31,10 +34,12 @@ from workbench.experiment.run.launch.monitor import (
     watched_gauges,
     worker_count,
 )
+from workbench.experiment.run.now import NowFile
 from workbench.experiment.run.progress import Progress
 from workbench.experiment.run.run_log import Echo, Log, echo_line
 from workbench.experiment.run.watch import Watch
 from workbench.hardware.machine import ProcessorLoad
+from workbench.hardware.power import watched
 from workbench.load.drive.driver import LoadRun, drive_in_thread
 from workbench.load.drive.workers import drive_in_workers, most_workers
 from workbench.load.files.traces import trace_of_run
@@ -58,12 +63,15 @@ async def measure_arm(
     echo: Echo = echo_line,
     far: Progress | None = None,
     watch: Watch | None = None,
-) -> None:
-    """All passes of an arm in one round. A server that dies ends only this launch."""
+    now: NowFile | None = None,
+) -> str:
+    """All passes of an arm in one round. A server that dies ends only this launch.
+
+    Returns why the first server ended by itself, empty if none did.
+    """
     log.launches_s.append(deployment.started_s)
     log.arms.setdefault(arm.label, _arm_facts(arm, deployment))
-    if deployment.plan is not None:
-        topology = deployment.plan.topology
+    if (topology := deployment.topology) is not None:
         await warm_up(
             deployment,
             vocab_tokens=plan.workload.options["vocab_tokens"],
@@ -79,9 +87,10 @@ async def measure_arm(
     if deployment.plan is None and len(log.sessions) > 1:
         salt += f"-session-{len(log.sessions)}"
     prompts = plan.workload.build(salt)
-    launch = _Launched(plan, arm, number, deployment, folder, log)
+    launch = _Launched(plan, arm, number, deployment, folder, log, now)
+    launch.idle_w = await idle_watts(launch.meters)
     where = f"{arm.label}, round {number + 1}"
-    whole = prompts
+    whole, ended = prompts, ""
     for measured in plan.passes(arm, number, lambda: log.frame("requests")):
         if measured.requests and measured.state == "cold":
             # The same prompts in every size, so that texts can be compared.
@@ -104,10 +113,11 @@ async def measure_arm(
             f"round {number + 1}/{plan.rounds}  {arm.label:14} {measured.name:15} {line}{standing}"
         )
         if dead := deployment.dead():
-            for process in dead:
-                reason = f"{where}: {failure_line(process, 'ended by itself')}"
-                log.reasons.append(reason)
-                log.doubt(reason)
+            reasons = [failure_line(process, "ended by itself") for process in dead]
+            ended = reasons[0]
+            for reason in reasons:
+                log.reasons.append(f"{where}: {reason}")
+                log.doubt(f"{where}: {reason}")
             echo(f"{dead[0].spec.name} ended by itself; log: {dead[0].log}")
             break
     else:
@@ -119,6 +129,7 @@ async def measure_arm(
     # Thousands of series a pass: once a launch is often enough.
     folder.write("counters", log.frame("counters"))
     folder.write("gauges", log.frame("gauges"))
+    return ended
 
 
 async def _while_servers_live(deployment: Deployment, measuring: Awaitable[_T]) -> _T:
@@ -149,6 +160,7 @@ def _arm_facts(arm: Arm, deployment: Deployment) -> ArmFacts:
         label=arm.label,
         topology=arm.topology_text,
         connector=arm.connector,
+        short_model=arm.model,
         role=arm.role,
         gpus=arm.gpus,
         instances=len(deployment.instances),
@@ -170,17 +182,22 @@ class _Launched:
         deployment: Deployment,
         folder: RunFolder,
         log: Log,
+        now: NowFile | None,
     ) -> None:
         self.plan, self.arm, self.number = plan, arm, number
-        self.deployment, self.folder, self.log = deployment, folder, log
+        self.deployment, self.folder, self.log, self.now = deployment, folder, log, now
         self.counting = LaunchCounts(arm, number, deployment)
+        self.meters = meters_of(arm, deployment)
+        if self.meters.missing:
+            log.unmetered[arm.label] = self.meters.missing
+        self.idle_w: dict[str, float] = {}
         self.columns = {
             "arm": arm.label,
             "topology": arm.topology_text,
             "connector": arm.connector,
             "workload": plan.workload.name,
             "round": number,
-        }
+        } | ({"model": arm.model} if arm.model else {})
 
     async def measure(self, measured: Pass, prompts: Workload) -> tuple[Workload, str]:
         """Make the state, send the workload, read the counters; returns the line to print.
@@ -201,6 +218,7 @@ class _Launched:
         clocks = await read_clocks(deployment, log)
         before = await read_counters(deployment)
         self.counting.begins(made, before)
+        self._keep_kv_space(before)
         proxy_before = await deployment.proxy_stats()
         columns = {**self.columns, "pass": measured.name}
         load, rows, others_share = await self._drive(measured, workload, columns)
@@ -241,6 +259,22 @@ class _Launched:
         watch_client(load, others_share, log, most=0 if plan.params.client_workers else most)
         return prompts, _pass_line(rows)
 
+    def _counting(
+        self, measured: Pass, ended: list[RequestRecord]
+    ) -> AbstractAsyncContextManager[None]:
+        if self.now is None:
+            return nullcontext()
+        requests = measured.requests or len(self.plan.workload.sample.requests)
+        return self.now.counting(self.arm.label, self.number, measured.name, ended, requests)
+
+    def _keep_kv_space(self, reading: CounterReading) -> None:
+        """Note the KV space of the instances that decode, which they report from their start on."""
+        known = self.log.arms[self.arm.label]
+        if not known.decode_kv_tokens:
+            decoding = [i.name for i in self.deployment.instances if i.role != "prefill"]
+            space = tuple(reading.capacity_tokens[name] for name in decoding)
+            self.log.arms[self.arm.label] = replace(known, decode_kv_tokens=space)
+
     def _time(self, measured: Pass, load: LoadRun) -> PassTime:
         """When the load was sent; the clock of a load has no date."""
         ahead_s = time.time() - time.monotonic()
@@ -278,13 +312,14 @@ class _Launched:
             "on_record": take,
         }
         try:
-            async with watched_gauges(deployment) as gauges:
+            async with self._counting(measured, ended), watched_gauges(deployment) as gauges:
                 arrivals = plan.arrivals_in(measured)
                 if workers == 1:
                     driving = drive_in_thread(workload, arrivals, **options)
                 else:
                     driving = drive_in_workers(workload, arrivals, workers=workers, **options)
-                load = await driving
+                with watched(self.meters.found) as used:
+                    load = await driving
         finally:
             # Kept in any case: a cancelled drive has a record of every request too.
             ended.sort(key=lambda record: record.index)
@@ -294,6 +329,10 @@ class _Launched:
             log.requests.append(rows)
             self.folder.write("requests", log.frame("requests"))
         log.gauges.append(pd.DataFrame([{**columns, **row} for row in gauges]))
+        log.energy += energy_rows(
+            used, self.idle_w,
+            arm=self.arm.label, number=self.number, pass_name=measured.name,
+        )  # fmt: skip
         others_share = ProcessorLoad.now(servers).others_since(load_before)
         if deployment.plan is None and httpx.URL(deployment.url).host in _THIS_MACHINE:
             others_share = nan

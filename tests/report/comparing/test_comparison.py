@@ -9,19 +9,22 @@ import pandas as pd
 import pytest
 
 import workbench as wb
-from tests.metrics.peers.peer_files import guidellm_report
+from tests.metrics.peers.peer_files import benchmark_report, guidellm_report
 from workbench.cli import main
 from workbench.errors import ResultError
 from workbench.metrics.latency import latencies
 from workbench.records import RequestRecord, to_frame
 
-PEERS = Path(__file__).parent.parent / "metrics" / "peers"
+PEERS = Path(__file__).parents[2] / "metrics" / "peers"
 COMPLETIONS = PEERS / "vllm_bench_0.32_completions.json"
 LMCACHE = PEERS / "lmcache_bench_0.5.6.csv"
 
 
 def a_run(folder, *, first_s, n=40, simulated=False, labels=("1a",), **facts):
-    """A run folder, cold and warm: TTFT around `first_s`, warm a tenth of it, in every arm."""
+    """A run folder, cold and warm: TTFT around `first_s`, warm a tenth of it, in every arm.
+
+    Requests take turns in four rounds.
+    """
     folder.mkdir(parents=True)
     draw = np.random.default_rng(1)
     frames = []
@@ -36,7 +39,9 @@ def a_run(folder, *, first_s, n=40, simulated=False, labels=("1a",), **facts):
             for index in range(n)
         ]  # fmt: skip
         frames += [to_frame(rows, arm=arm, round=0, **{"pass": name}) for arm in labels]
-    latencies(pd.concat(frames)).to_parquet(folder / "requests.parquet")
+    requests = latencies(pd.concat(frames))
+    requests["round"] = requests["index"] % 4
+    requests.to_parquet(folder / "requests.parquet")
     run = {"schema": 1, "notebook": "pd_sweep", "run_id": folder.name, "status": "success"}
     facts = {**run, "simulated": simulated, **facts}
     (folder / "result.json").write_text(json.dumps(facts))
@@ -80,26 +85,27 @@ def test_like_runs_show_no_difference_and_unlike_ones_do(tmp_path):
     one, two = (a_run(tmp_path / name, first_s=0.2) for name in "ab")
     slow = a_run(tmp_path / "c", first_s=0.4)
     settings, same, *_ = wb.compare_results([one, two], cache_state="cold").sentences
-    assert settings == "No setting differs."
-    assert same.startswith("TTFT, 1a, cold: ")
-    assert same.endswith(". No significant difference (the 95 % CIs overlap).")
-    other = wb.compare_results([one, slow], cache_state="cold").sentences[1]
-    assert re.search(r"\. The second is [12]\.\d\dx slower\.$", other)
-
-
-def settings_of(tmp_path, *changes):
-    runs = [a_run(tmp_path / f"{n}", first_s=0.2, parameters=c) for n, c in enumerate(changes)]
-    return wb.compare_results(runs).sentences[0]
+    assert settings == "No setting differs: a repetition."
+    assert same == "TTFT of 1 arm and pass: 1 not significant."
+    other = wb.compare_results([one, slow], cache_state="cold")
+    assert other.sentences[1] == "TTFT of 1 arm and pass: 1 slower."
+    row = other.runs[0].ratios.iloc[0]
+    assert (row["metric"], row["verdict"]) == ("ttft_s", "slower")
+    # The prompts are the same, so a launch of one takes exactly twice as long as one of the other.
+    assert row["ratio"] == pytest.approx(0.5)
+    assert 0.45 < row["low"] < 0.5 < row["high"] < 0.55
+    text = other.ratio_tables[0].iloc[0]
+    assert re.fullmatch(r"0\.500x \[0\.4\d\d, 0\.5\d\d\]", text["ratio"])
 
 
 def test_the_first_line_counts_the_settings_that_differ(tmp_path):
     one = {"connector": "none", "rounds": 3, "seed": 0, "output_dir": "a"}
-    assert settings_of(tmp_path / "a", one, one | {"connector": "lmcache", "output_dir": "b"}) == (
-        "1 setting differs: connector (none and lmcache)."
-    )
-    assert settings_of(tmp_path / "b", one, one | {"rounds": 5, "seed": 1}) == (
-        "2 settings differ, so no cause can be named: rounds, seed."
-    )
+    two = one | {"connector": "lmcache", "output_dir": "b"}
+    runs = [a_run(tmp_path / f"{n}", first_s=0.2, parameters=c) for n, c in enumerate((one, two))]
+    found = wb.compare_results(runs)
+    assert found.sentences[0] == "1 setting differs: connector (none and lmcache)."
+    (setting,) = found.runs[0].differences
+    assert (setting.name, setting.one, setting.other) == ("connector", "none", "lmcache")
 
 
 def test_like_is_compared_with_like_only(tmp_path):
@@ -111,14 +117,12 @@ def test_like_is_compared_with_like_only(tmp_path):
     ):
         arms = [{"label": label, "topology": label.split()[0]} for label in labels]
         runs.append(a_run(tmp_path / name, first_s=0.2, labels=labels, schema=2, arms=arms))
-    _, alone, *said = wb.compare_results(runs, cache_state="cold").sentences
-    assert alone == "In one run only, so not compared: 1: 2a none, cold."
-    ttft = [re.sub(r" [\d.]+ ms.*?\]", "", line) for line in said if line.startswith("TTFT")]
-    assert ttft == [
-        "TTFT, 1p1d none, cold:,. No significant difference (the 95 % CIs overlap).",
-        "TTFT: 1: 1p1d lmcache, cold, 2: 1p1d nixl, cold. No significant difference (the"
-        " 95 % CIs overlap).",
-    ]
+    found = wb.compare_results(runs, cache_state="cold")
+    assert found.sentences[1] == "In one run only, so not compared: one: 2a none, cold."
+    ratios = found.runs[0].ratios
+    kinds = ratios.loc[ratios["metric"] == "ttft_s", ["arm", "baseline_arm"]]
+    assert kinds.to_numpy().tolist() == [["1p1d none", "1p1d none"], ["1p1d nixl", "1p1d lmcache"]]
+    assert list(found.ratio_tables[0]["arm"])[:2] == ["1p1d none", "1p1d nixl vs 1p1d lmcache"]
 
 
 def failed(run, name):
@@ -136,12 +140,14 @@ def test_a_comparison_obeys_the_gates_of_its_runs(tmp_path):
         "two: client did not keep up; do not use p99 or ITL; absolute times are rough; use"
         " ratios with caution."
     )
-    assert "(rough: client did not keep up). No significant" in busy.sentences[2]
+    assert busy.ratio_tables[0]["verdict"][0] == "not significant (rough: client did not keep up)"
     assert "grayscale" not in busy.figure.svg
     wrong = wb.compare_results([one, failed(two, "KV moved")], cache_state="cold")
-    assert wrong.sentences[2] == (
-        "TTFT of 2: 1a, cold, is not compared (not valid: KV was not transferred)."
-    )
+    assert wrong.sentences[2] == "TTFT of 1 arm and pass: 1 not valid or not known."
+    ratios = wrong.ratio_tables[0]
+    assert set(ratios["ratio"]) == {"withheld"}
+    assert set(ratios["verdict"]) == {"not valid: KV was not transferred"}
+    assert "no arm and pass has a valid number" in wrong.ratio_figures[0].svg
     assert "grayscale" in wrong.figure.svg
     # The table is plain text, in which nothing can be struck out.
     shown = wrong.table.set_index("arm")["p50"]
@@ -268,3 +274,22 @@ def test_runs_in_two_number_formats_are_not_compared(tmp_path):
     with pytest.raises(ResultError, match="layers of the model"):
         wb.compare_results([old, full, small])
     assert len(wb.compare_results([half, old]).table)
+
+
+def test_a_benchmark_report_is_compared_without_an_interval(tmp_path):
+    report, other = tmp_path / "a.json", tmp_path / "b.json"
+    report.write_text(json.dumps(benchmark_report()))
+    other.write_text(json.dumps(benchmark_report(p50=0.125)))
+    run = a_run(tmp_path / "run", first_s=0.5)
+    beside = wb.compare_results([run, report], cache_state="cold")
+    told = " ".join(beside.sentences)
+    assert "Benchmark Report, measured 250 ms. Without single requests there is no" in told
+    assert "TPOT of Benchmark Report" not in told
+    (row,) = beside.table.query("arm == 'Benchmark Report' and metric == 'TTFT, ms'").to_dict(
+        "records"
+    )
+    assert [row[name] for name in ("n", "p50", "p90", "p99")] == [
+        200, "250", "500", "not in the file"
+    ]  # fmt: skip
+    both = " ".join(wb.compare_results([report, other]).sentences)
+    assert "TTFT, Benchmark Report, measured: 250 ms, 125 ms." in both

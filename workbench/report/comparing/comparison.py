@@ -7,32 +7,46 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import ResultError
-from workbench.experiment.result.facts import EngineFacts
+from workbench.experiment.between.differences import (
+    Difference,
+    check_alike,
+    differences,
+    distinct_labels,
+    first_line,
+)
+from workbench.experiment.between.unpaired import (
+    NAMES,
+    Compared,
+    Kind,
+    Launches,
+    compared,
+    launches_of,
+    pairs_of,
+    worst,
+)
+from workbench.experiment.result.facts import RunFacts
 from workbench.experiment.result.result import load_result
 from workbench.experiment.result.result_tables import percentile_table, without_struck
 from workbench.metrics.definitions import VERSIONS, definition_of
-from workbench.metrics.gates.gate_effects import Spoil, spoil, taken_away, touching
+from workbench.metrics.gates.gate_effects import spoil, taken_away, touching
 from workbench.metrics.gates.gate_table import failed_name
 from workbench.metrics.peers.not_read import KNOWN_FILES
 from workbench.metrics.peers.read_peer import read_peer
-from workbench.metrics.percentiles import percentiles
-from workbench.metrics.statistics import three_digits
-from workbench.report.figures import Chart, latency_panels
+from workbench.metrics.percentiles import QUANTILES, percentiles
+from workbench.metrics.statistics import UnpairedRatio, Verdict, three_digits
+from workbench.report.figures import Chart, between_runs, latency_panels
 
 if TYPE_CHECKING:
     import pandas as pd
 
-
-_Kind = tuple[str, str]
-"""An arm and a pass."""
 _CARD = {"vLLM bench": "vllm_bench", "GuideLLM": "guidellm", "AIPerf": "aiperf"}
 _OTHERS = {
     "GuideLLM": {
@@ -47,6 +61,11 @@ _OTHERS = {
         "version": "00f9ec4",
         "TTFT": "from before the POST to the first chunk with text (in a chat, or reasoning)",
         "E2E": "TTFT plus all gaps; the tool's own E2E is not in its file",
+    },
+    "Benchmark Report": {
+        "version": "0.2",
+        "TTFT": "as the load generator that the file names defines it",
+        "E2E": "likewise",
     },
     "multi-round-qa": {
         "version": "production-stack 0a330da",
@@ -68,12 +87,50 @@ class _Side:
     label: str
     requests: pd.DataFrame
     percentiles: pd.DataFrame
-    engine: EngineFacts = field(default_factory=EngineFacts)
-    """Model and number format of a run; empty if the result does not say."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """Parameters, machine and versions of a run."""
-    arms: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    """Label and topology of each arm of a run, by its name in `requests`."""
+    run: RunFacts | None = None
+    launches: Launches | None = None
+    """Of a run."""
+
+    @property
+    def arm(self) -> str:
+        """The name of its first arm; a file of another tool has one."""
+        return str(self.percentiles["arm"].iloc[0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPair:
+    """A run and the first run that was given."""
+
+    label: str
+    baseline: str
+    settings: str
+    """Which settings differ: `1 setting differs: connector (none and lmcache)`."""
+    differences: tuple[Difference, ...]
+    rows: tuple[Compared, ...]
+    alone: tuple[str, ...]
+    """Arms and passes that only one of them has."""
+
+    @property
+    def ratios(self) -> pd.DataFrame:
+        """One row per metric, arm and pass: ratio, low and high; above 1 better than the baseline.
+
+        `spoilt` says why a number must not be used, or is rough.
+        """
+        import pandas as pd
+
+        return pd.DataFrame(
+            [
+                {
+                    "metric": row.metric, "arm": row.kind[0], "pass": row.kind[1],
+                    "baseline_arm": row.baseline[0], "ratio": row.ratio.value,
+                    "low": row.ratio.low, "high": row.ratio.high, "verdict": row.ratio.verdict,
+                    "value": row.ours, "baseline": row.theirs, "n_rounds": row.ratio.rounds,
+                    "baseline_rounds": row.ratio.baseline_rounds, "spoilt": row.spoilt.said,
+                    "struck": row.spoilt.struck,
+                }
+                for row in self.rows
+            ]
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +143,9 @@ class SideBySide:
     """First which settings differ, then what was found and why to doubt it."""
     parts: dict[str, tuple[int, int]]
     """Arms whose file holds only some of the requests: those in the file, and all."""
+    labels: tuple[str, ...]
+    runs: tuple[RunPair, ...]
+    """Each run of the workbench beside the first one; empty unless that is a run too."""
 
     @property
     def table(self) -> pd.DataFrame:
@@ -102,13 +162,31 @@ class SideBySide:
         return shown
 
     @property
+    def ratio_tables(self) -> list[pd.DataFrame]:
+        """The ratios of each run as text: `1.05x [1.01, 1.09]`, and what they say."""
+        return [_ratio_table(pair) for pair in self.runs]
+
+    @property
     def figure(self) -> Chart:
         """Distributions of TTFT, TPS, E2E and output length, one line per arm and pass."""
         return latency_panels(self.requests, note=" ".join(_parts_told(self.parts)))
 
+    @property
+    def ratio_figures(self) -> list[Chart]:
+        """The ratios of each run with their intervals."""
+        simulated = bool(self.requests.attrs.get("simulated"))
+        return [
+            between_runs(pair.ratios, pair.label, pair.baseline, simulated=simulated)
+            for pair in self.runs
+        ]
+
 
 def compare_results(
-    paths: Sequence[Path | str], *, arm: str = "", cache_state: str = ""
+    paths: Sequence[Path | str],
+    *,
+    arm: str = "",
+    cache_state: str = "",
+    unlike: Collection[str] = (),
 ) -> SideBySide:
     """Compare run folders and result files of other tools with the first of them.
 
@@ -116,7 +194,7 @@ def compare_results(
     `sentences` name the definitions that differ and what speaks against the comparison.
 
     Raises ResultError for a path that is neither, for an unknown tool or version, if nothing is
-    left to compare, and for runs with different engines.
+    left to compare, and for runs with another machine, workload or model, unless `unlike` names it.
     """
     import pandas as pd
 
@@ -125,8 +203,9 @@ def compare_results(
             f"compare needs at least two results, got {len(paths)} (example: workbench compare"
             " outputs/pd_sweep/RUN bench.json)"
         )
-    sides = [_side(Path(path), arm, cache_state) for path in paths]
-    _check_engines(sides)
+    sides = _labelled([_side(Path(path), arm, cache_state) for path in paths])
+    check_alike({side.label: side.run for side in sides if side.run}, unlike)
+    pairs = tuple(_run_pairs(sides))
     sides = _distinct(sides)
     requests = pd.concat([side.requests for side in sides], ignore_index=True)
     marks = [side.requests.attrs for side in sides]
@@ -140,28 +219,33 @@ def compare_results(
     }
     found = pd.concat([side.percentiles for side in sides], ignore_index=True)
     parts = {
-        str(side.requests["arm"].iloc[0]): (mark["kept"], mark["total"])
+        side.arm: (mark["kept"], mark["total"])
         for side, mark in zip(sides, marks, strict=True)
-        if side.tool and mark["kept"] < mark["total"]
+        if side.tool and 0 < mark["kept"] < mark["total"]
     }
     sentences = (
-        *_settings(sides),
+        *_settings(sides, pairs),
         *_parts_told(parts),
         *_spoilt(sides),
+        *(told for pair in pairs for told in _told_by_ratios(pair, several=len(pairs) > 1)),
         *_medians(found, parts, sides),
-        *(told for side in sides if side.tool for told in _told_by_file(side.requests)),
+        *(told for side in sides if side.tool for told in _told_by_file(side)),
         *_unlike(sides),
         *_meanings(side.tool for side in sides if side.tool),
     )
-    return SideBySide(requests=requests, percentiles=found, sentences=sentences, parts=parts)
+    return SideBySide(
+        requests=requests, percentiles=found, sentences=sentences, parts=parts,
+        labels=tuple(side.label for side in sides), runs=pairs,
+    )  # fmt: skip
 
 
 def _side(path: Path, arm: str, cache_state: str) -> _Side:
     theirs = any((path / name).is_file() for name in KNOWN_FILES)
     if not path.is_dir() or (theirs and not (path / "result.json").exists()):
         peer = read_peer(path)
-        tool = str(peer["arm"].iloc[0])
-        return _Side(tool=tool, label=tool, requests=peer, percentiles=percentiles(peer))
+        tool = str(peer.attrs["tool"])
+        found = _quantiles_told(peer) if peer.empty else percentiles(peer)
+        return _Side(tool=tool, label=tool, requests=peer, percentiles=found)
     result = load_result(path)
     requests, found = result.requests, result.percentiles
     for column, wanted in (("arm", arm), ("pass", cache_state)):
@@ -175,45 +259,59 @@ def _side(path: Path, arm: str, cache_state: str) -> _Side:
     passes, arms = set(requests["pass"]), set(requests["arm"])
     requests.attrs["failed_gates"] = touching(requests.attrs["failed_gates"], passes, arms)
     found.attrs = requests.attrs
-    found = without_struck(found)
-    run = result.run
-    topologies = {facts.label: facts.topology for facts in run.arms}
     return _Side(
         tool="",
         label=path.name,
         requests=requests,
-        percentiles=found,
-        engine=run.engine,
-        settings={
-            "notebook": run.notebook,
-            **{name: value for name, value in run.parameters.items() if name != "output_dir"},
-            **{name: run.machine.get(name) for name in ("cpu", "cores", "gpus")},
-            **run.machine.get("versions", {}),
-        },
-        arms={name: (name, topologies.get(name, name)) for name in requests["arm"].unique()},
+        percentiles=without_struck(found),
+        run=result.run,
+        launches=launches_of(result, arm=arm, cache_state=cache_state),
     )
 
 
-def _check_engines(sides: Sequence[_Side]) -> None:
-    """Refuse runs with different number formats or numbers of layers."""
-    told = [side for side in sides if side.engine.dtype]
-    for side in told[1:]:
-        one, other = told[0].engine, side.engine
-        for noun, ours, theirs in (
-            ("dtype", one.dtype, other.dtype),
-            ("layers of the model", one.layers, other.layers),
-        ):
-            if ours != theirs:
-                raise ResultError(
-                    f"{noun} must be the same in both runs, got {ours} in {told[0].label} and"
-                    f" {theirs} in {side.label}. Measure both with the same model and dtype"
-                    " (example: -p dtype float32)"
-                )
+def _quantiles_told(peer: pd.DataFrame) -> pd.DataFrame:
+    """The percentiles that a file without single requests has, without intervals."""
+    import pandas as pd
+
+    told, tool, total = (peer.attrs[name] for name in ("quantiles", "tool", "total"))
+    rows = []
+    for metric, quantile in product(("ttft_s", "tpot_s", "e2e_s"), QUANTILES):
+        value_s = told.get((metric, quantile), nan)
+        note = "not in the file" if isnan(value_s) else ""
+        rows.append([tool, "measured", metric, quantile, value_s, nan, nan, total, note])
+    columns = ["arm", "pass", "metric", "quantile", "value_s", "low_s", "high_s", "n", "note"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _labelled(sides: Sequence[_Side]) -> list[_Side]:
+    """The sides with distinct labels: repetitions in other folders have the same name."""
+    labels = distinct_labels([side.label for side in sides])
+    return [replace(side, label=label) for side, label in zip(sides, labels, strict=True)]
+
+
+def _run_pairs(sides: Sequence[_Side]) -> Iterable[RunPair]:
+    first, *others = sides
+    for side in others:
+        if not (first.run and first.launches and side.run and side.launches):
+            continue
+        found = differences(first.run, side.run)
+        _, (ours, theirs) = pairs_of(side.launches, first.launches)
+        yield RunPair(
+            label=side.label,
+            baseline=first.label,
+            settings=first_line(found),
+            differences=found,
+            rows=tuple(compared(side.launches, first.launches)),
+            alone=(
+                *(f"{first.label}: {', '.join(kind)}" for kind in theirs),
+                *(f"{side.label}: {', '.join(kind)}" for kind in ours),
+            ),
+        )
 
 
 def _distinct(sides: Sequence[_Side]) -> list[_Side]:
     """The sides with distinct arm names: numbered if two sides have the same name."""
-    arms = [set(side.requests["arm"]) for side in sides]
+    arms = [set(side.percentiles["arm"]) for side in sides]
     clash = any(a & b for i, a in enumerate(arms) for b in arms[i + 1 :])
     if not clash:
         return list(sides)
@@ -228,8 +326,7 @@ def _distinct(sides: Sequence[_Side]) -> list[_Side]:
             marks = frame.attrs | ({"failed_gates": failed} if failed else {})
             frames.append(frame.assign(arm=[f"{number}: {name}" for name in frame["arm"]]))
             frames[-1].attrs = marks
-        named = {f"{number}: {name}": arm for name, arm in side.arms.items()}
-        renamed.append(replace(side, requests=frames[0], percentiles=frames[1], arms=named))
+        renamed.append(replace(side, requests=frames[0], percentiles=frames[1]))
     return renamed
 
 
@@ -237,102 +334,151 @@ def _failed(side: _Side) -> dict[str, tuple[str, ...]]:
     return touching(side.requests.attrs.get("failed_gates", {}))
 
 
-def _settings(sides: Sequence[_Side]) -> Iterable[str]:
+def _settings(sides: Sequence[_Side], pairs: Sequence[RunPair]) -> Iterable[str]:
     """How many settings of each run differ from those of the first run."""
     if any(side.tool for side in sides):
         yield (
             "Settings cannot be compared, because files of other tools do not record the machine,"
             " the server or the cache state. Verify that these match."
         )
-    runs = [side for side in sides if not side.tool]
-    for side in runs[1:]:
-        one, other = runs[0].settings, side.settings
-        differ = [name for name in one if name in other and one[name] != other[name]]
-        where = f" between {runs[0].label} and {side.label}" if len(runs) > 2 else ""
-        if not differ:
-            yield f"No setting differs{where}."
-        elif len(differ) == 1:
-            (name,) = differ
-            yield f"1 setting differs{where}: {name} ({one[name]!s:.60} and {other[name]!s:.60})."
-        else:
-            names = ", ".join(differ[:6]) + f" and {len(differ) - 6} more" * (len(differ) > 6)
-            yield f"{len(differ)} settings differ{where}, so no cause can be named: {names}."
+    for pair in pairs:
+        said = f"{pair.settings[:1].upper()}{pair.settings[1:]}"
+        yield f"{said}." if len(pairs) == 1 else f"{pair.label} vs {pair.baseline}: {said}."
 
 
 def _spoilt(sides: Sequence[_Side]) -> Iterable[str]:
-    """What limits the use of the runs: simulated servers, and gates that failed."""
+    """What limits the use of the runs: simulated, unfinished, or with gates that failed."""
     for side in sides:
         if side.requests.attrs.get("simulated"):
             yield f"{side.label} is simulated. Its times are not measurements."
+        if side.run and side.run.status != "success":
+            yield f"{side.label} did not finish: its result is partial."
         for name, arms in _failed(side).items():
             if taken := taken_away(name, arms):
                 yield f"{side.label}: {failed_name(name)}; {taken}."
 
 
-def _pairs(sides: Sequence[_Side]) -> tuple[list[tuple[_Kind, _Kind]], list[str]]:
-    """Each (arm, pass) of the later sides with its like in the first, and what has none.
+def _told_by_ratios(pair: RunPair, *, several: bool) -> Iterable[str]:
+    """What the launches of two runs say, a sentence per metric."""
+    who = f"{pair.label}, " if several else ""
+    if pair.alone:
+        more = f" and {len(pair.alone) - 4} more" * (len(pair.alone) > 4)
+        yield f"In one run only, so not compared: {'; '.join(pair.alone[:4])}{more}."
+    for metric, name in NAMES.items():
+        rows = [row for row in pair.rows if row.metric == metric]
+        good = [row for row in rows if not row.spoilt.struck and not isnan(row.ratio.value)]
+        verdicts = Counter(row.ratio.verdict for row in good)
+        said = [
+            f"{verdicts[verdict]} {_word(metric, verdict)}"
+            for verdict in _VERDICTS
+            if verdicts[verdict]
+        ]
+        left = len(rows) - len(good)
+        said += [f"{left} not valid or not known"] if left else []
+        if rows:
+            lead = f"{who}{name}"
+            yield f"{lead[:1].upper()}{lead[1:]} of {_count(len(rows))}: {', '.join(said)}."
 
-    Like is the same arm and pass, else the only ones left with the same topology and pass. A file
-    of another tool names neither, so it is paired with everything.
-    """
-    first, pairs, alone = sides[0], list[tuple[_Kind, _Kind]](), list[str]()
-    for side in sides[1:]:
-        ours, theirs = (
-            list(dict.fromkeys(zip(each.requests["arm"], each.requests["pass"], strict=True)))
-            for each in (first, side)
+
+def _word(metric: str, verdict: Verdict) -> str:
+    text = _VERDICTS[verdict]
+    return {"faster": "higher", "slower": "lower"}.get(text, text) * (
+        metric == "system_tps"
+    ) or text
+
+
+def _count(n: int) -> str:
+    return f"{n} arm{'s' * (n > 1)} and pass{'es' * (n > 1)}"
+
+
+_VERDICTS: dict[Verdict, str] = {
+    "faster": "faster", "slower": "slower", "undecided": "not significant",
+    "no_interval": "without interval (too few rounds)",
+}  # fmt: skip
+
+
+def _ratio_table(pair: RunPair) -> pd.DataFrame:
+    """The ratios of a pair as text; what a failed gate takes away is not shown."""
+    import pandas as pd
+
+    lines = []
+    for row in pair.rows:
+        ours, theirs = (_quantity(row.metric, value) for value in (row.ours, row.theirs))
+        lines.append(
+            {
+                "metric": NAMES[row.metric],
+                "arm": _arms(row),
+                "pass": row.kind[1],
+                "baseline": theirs,
+                "run": ours,
+                "ratio": "withheld" if row.spoilt.struck else ratio_text(row.ratio),
+                "verdict": verdict_text(row),
+            }
         )
-        if first.tool or side.tool:
-            pairs += product(ours, theirs)
-            continue
-        for name in (0, 1):  # the arm's label, then its topology
-            like = [
-                (one, other)
-                for one, other in product(ours, theirs)
-                if one[1] == other[1] and first.arms[one[0]][name] == side.arms[other[0]][name]
-            ]
-            once = Counter(kind for pair in like for kind in set(pair))
-            found = [pair for pair in like if once[pair[0]] == once[pair[1]] == 1]
-            pairs += found
-            ours, theirs = (
-                [kind for kind in kinds if kind not in {pair[n] for pair in found}]
-                for n, kinds in enumerate((ours, theirs))
-            )
-        alone += map(", ".join, (*ours, *theirs))
-    more = f" and {len(alone) - 4} more" * (len(alone) > 4)
-    told = f"In one run only, so not compared: {'; '.join(alone[:4])}{more}."
-    return pairs, [told] if alone else []
+    return pd.DataFrame(lines)
+
+
+def _arms(row: Compared) -> str:
+    same = row.kind[0] == row.baseline[0]
+    return row.kind[0] if same else f"{row.kind[0]} vs {row.baseline[0]}"
+
+
+def ratio_text(ratio: UnpairedRatio) -> str:
+    """`1.05x [1.01, 1.09]`."""
+    if isnan(ratio.value):
+        return "not known"
+    ends = "" if isnan(ratio.low) else f" [{three_digits(ratio.low)}, {three_digits(ratio.high)}]"
+    return f"{three_digits(ratio.value)}x{ends}"
+
+
+def verdict_text(row: Compared) -> str:
+    """`faster`, `not significant`, or the gate that takes the number away."""
+    if row.spoilt.struck or isnan(row.ratio.value):
+        return row.spoilt.said or "not known"
+    word = _word(row.metric, row.ratio.verdict)
+    return f"{word} ({row.spoilt.said})" if row.spoilt.effect else word
+
+
+def _quantity(metric: str, value: float) -> str:
+    if metric == "system_tps":
+        return "unknown" if isnan(value) else f"{three_digits(value)} tok/s"
+    return "unknown" if isnan(value) else f"{_ms(value)} ms"
 
 
 def _medians(
     found: pd.DataFrame, parts: Mapping[str, tuple[int, int]], sides: Sequence[_Side]
 ) -> Iterable[str]:
-    """The medians of each pair of like requests.
+    """The medians of another tool's file and of each arm and pass that it is compared with.
 
-    Runs of different files did not alternate, so gates that limit their times limit these
-    comparisons too.
+    Gates that limit the times of a run limit these comparisons too.
     """
-    gates = {arm: _failed(side) for side in sides for arm in side.requests["arm"].unique()}
+    gates = {arm: _failed(side) for side in sides for arm in side.percentiles["arm"].unique()}
     medians = {
         (row["metric"], row["arm"], row["pass"]): row
         for row in found[found["quantile"] == 0.5].to_dict("records")
     }
     some = {arm: f" ({n:,} of {total:,} requests)" for arm, (n, total) in parts.items()}
-    pairs, alone = _pairs(sides)
-    yield from alone
+    first, *others = sides
+    pairs = [
+        pair
+        for side in others
+        if first.tool or side.tool
+        for pair in product(*map(_kinds, (first, side)))
+    ]
     for metric, name in (("ttft_s", "TTFT"), ("tpot_s", "TPOT"), ("e2e_s", "E2E")):
         for kinds in pairs:
-            first, row = (medians[metric, *kind] for kind in kinds)
-            who = [f"{r['arm']}, {r['pass']}{some.get(r['arm'], '')}" for r in (first, row)]
+            one, row = (medians[metric, *kind] for kind in kinds)
+            who = [f"{r['arm']}, {r['pass']}{some.get(r['arm'], '')}" for r in (one, row)]
             same = {text.partition(": ")[2] for text in who}
             if len(same) == 1 and "" not in same:
-                both = f"{name}, {same.pop()}: {_median(first)}, {_median(row)}"
+                both = f"{name}, {same.pop()}: {_median(one)}, {_median(row)}"
             else:
-                texts = (f"{text} {_median(r)}" for text, r in zip(who, (first, row), strict=True))
+                texts = (f"{text} {_median(r)}" for text, r in zip(who, (one, row), strict=True))
                 both = f"{name}: {', '.join(texts)}"
-            does = _worse(
+            does = worst(
                 *(
                     spoil(gates[r["arm"]], "times", passes={r["pass"]}, arms={r["arm"]})
-                    for r in (first, row)
+                    for r in (one, row)
                 )
             )
             if does.struck:
@@ -340,22 +486,24 @@ def _medians(
                 continue
             if does.effect:
                 both = f"{both} ({does.said})"
-            if isnan(row["value_s"]) or isnan(first["value_s"]):
+            if isnan(row["value_s"]) or isnan(one["value_s"]):
                 yield f"{both}. Not compared, because a median is unknown."
-            elif isnan(row["low_s"]) or isnan(first["low_s"]):
-                yield f"{both}. Too few requests for a confidence interval."
-            elif row["low_s"] > first["high_s"] or row["high_s"] < first["low_s"]:
-                times = row["value_s"] / first["value_s"]
+            elif isnan(row["low_s"]) or isnan(one["low_s"]):
+                bare = any(side.requests.empty for side in sides)
+                why = "Without single requests there is no" if bare else "Too few requests for a"
+                yield f"{both}. {why} confidence interval."
+            elif row["low_s"] > one["high_s"] or row["high_s"] < one["low_s"]:
+                times = row["value_s"] / one["value_s"]
                 word, size = ("slower", times) if times > 1 else ("faster", 1 / times)
                 yield f"{both}. The second is {three_digits(size)}x {word}."
             else:
                 yield f"{both}. No significant difference (the 95 % CIs overlap)."
 
 
-def _worse(one: Spoil, other: Spoil) -> Spoil:
-    """The stronger of two effects of gates."""
-    order = ("struck", "rough", "doubt", "")
-    return min(one, other, key=lambda does: order.index(does.effect))
+def _kinds(side: _Side) -> list[Kind]:
+    """The arms and passes of a side; a file of another tool names neither."""
+    columns = zip(side.percentiles["arm"], side.percentiles["pass"], strict=True)
+    return list(dict.fromkeys(columns))
 
 
 def _median(row: dict[Hashable, Any]) -> str:
@@ -378,7 +526,7 @@ def _unlike(sides: Sequence[_Side]) -> Iterable[str]:
                 frame.requests.loc[frame.requests[column] > 0, column].median()
                 for frame in (first, side)
             )
-            if ours != theirs and not (ours != ours and theirs != theirs):
+            if ours != theirs and not (isnan(ours) or isnan(theirs)):
                 yield (
                     f"Different workload: the median {noun} has {ours:,.0f} tokens in"
                     f" {first.label} and {theirs:,.0f} in {side.label}."
@@ -391,16 +539,16 @@ def _parts_told(parts: Mapping[str, tuple[int, int]]) -> Iterable[str]:
         yield f"{arm}: the file holds {kept:,} of {total:,} requests."
 
 
-def _told_by_file(requests: pd.DataFrame) -> Iterable[str]:
+def _told_by_file(side: _Side) -> Iterable[str]:
     """What a tool's file lacks, and what it holds in addition to requests."""
-    arm, marks = str(requests["arm"].iloc[0]), requests.attrs
+    arm, marks = side.arm, side.requests.attrs
     version = f" ({marks['version']})" if marks["version"] else ""
     for doubt in marks["doubts"]:
         yield f"{arm}{version}: {doubt}"
     if marks["own"] and marks["kept"] < marks["total"]:
         own = ", ".join(f"{name} {_ms(value)} ms" for name, value in marks["own"].items())
         yield f"{arm}, the tool's own summary of all requests: {own}."
-    yield from _server_times(arm, requests)
+    yield from _server_times(arm, side.requests)
 
 
 def _server_times(arm: str, requests: pd.DataFrame) -> Iterable[str]:
@@ -434,6 +582,8 @@ def _meanings(tools: Iterable[str]) -> Iterable[str]:
                 theirs = definition_of(metric, _CARD[tool]).formula
             ours = definition_of(metric, "workbench").formula
             yield f"{metric} in {tool} ({version}): {theirs}. In the workbench: {ours}."
+        if tool == "Benchmark Report":
+            continue  # its TPOT is the tool's own
         yield (
             f"TPOT of {tool} is computed as (last - first token) / (output tokens - 1), because its"
             " file does not give the tokens of the first chunk."

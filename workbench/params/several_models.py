@@ -1,0 +1,62 @@
+"""Several models in one sweep: their names, and which parameters each may have of its own."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from workbench.errors import ParameterError, must_be, nearest
+
+OF_A_MODEL = (
+    "prefill_tp", "decode_tp", "aggregated_tp", "engine_args", "engine_env",
+    "prefill_args", "decode_args", "aggregated_args",
+    "dtype", "context_tokens", "kv_cache_mib", "gpu_memory_share", "store_gb", "tier_gb",
+)  # fmt: skip
+"""Parameters that a model of a sweep may have of its own."""
+EXAMPLE = "tiny,tiny-wide"
+
+
+def read_models(text: str) -> dict[str, dict[str, Any]]:
+    """The parameters that each model has of its own, by its name, in the order given.
+
+    `text` is a list of names separated by commas, or a JSON object. Raises ParameterError for fewer
+    than two models, one that is named twice, and a parameter that a model cannot have of its own.
+    """
+    try:
+        read = json.loads(text) if text.startswith("{") else None
+    except ValueError:
+        allowed = "a list of names, or a mapping of them"
+        raise ParameterError(must_be("models", allowed, text, EXAMPLE)) from None
+    names = list(read) if read is not None else [name.strip() for name in text.split(",")]
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice or len(names) < 2 or not all(names):
+        raise ParameterError(must_be("models", "at least two different names", text, EXAMPLE))
+    own = {}
+    for name in names:
+        given = (read or {}).get(name) or {}
+        if not isinstance(given, Mapping):
+            allowed = f"a mapping of parameters for {name}"
+            example = json.dumps({name: {"prefill_tp": 2}})
+            raise ParameterError(must_be("models", allowed, given, example))
+        for key in given:
+            if key not in OF_A_MODEL:
+                raise ParameterError(
+                    f"models: {name} cannot have {key!r} of its own; {nearest(key, OF_A_MODEL)}"
+                    f" (example: -p models '{json.dumps({name: {'prefill_tp': 2}})}')"
+                )
+        own[name] = dict(given)
+    return own
+
+
+def short_names(names: Mapping[str, Any]) -> dict[str, str]:
+    """What arms are called by: the last part of each name, more of it where two are alike.
+
+    It is part of file names, so it has no slash or blank.
+    """
+    for parts in (1, 2, 99):
+        short = {name: "-".join(name.strip("/").split("/")[-parts:]) for name in names}
+        if len(set(short.values())) == len(short):
+            break
+    return {name: "-".join(text.split()) for name, text in short.items()}

@@ -1,0 +1,75 @@
+"""Predictions beside measured runs of topologies that the profile has not seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import nan
+
+from workbench.errors import ParameterError, ResultError
+from workbench.experiment.result.result import Result
+from workbench.metrics.latency import system_tps
+from workbench.topology import Topology
+from workbench.whatif.prediction import Prediction, predict
+from workbench.whatif.profile import Profile
+
+CHECKED = ("ttft_s", "tpot_s", "e2e_s", "system_tps")
+"""The metrics that are compared; the limits of goodput may differ."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """One cold pass of one arm: measured, and predicted from the profile alone."""
+
+    arm: str
+    rate_per_s: float
+    """0 in a closed loop."""
+    requests: int
+    measured: dict[str, float]
+    """Medians over all rounds by metric; of `system_tps` the mean of the rounds."""
+    predicted: Prediction
+
+    def error(self, metric: str) -> float:
+        """Predicted / measured - 1; NaN where nothing was predicted."""
+        measured = self.measured[metric]
+        return self.predicted.number(metric).value / measured - 1 if measured else nan
+
+
+def held_out(profile: Profile, result: Result) -> list[HeldOut]:
+    """Predict each cold pass of each arm of a measured pd_sweep but 1p1d.
+
+    Raises ResultError for a run without such a pass, PlanError and ParameterError where the
+    profile does not fit it.
+    """
+    rows = result.requests
+    found = []
+    for (arm, name), group in rows.groupby(["arm", "pass"], sort=False):
+        text = str(group["topology"].iloc[0])
+        if text == "1p1d" or not str(name).startswith("cold"):
+            continue
+        try:
+            topology = Topology.parse(text)
+        except ParameterError:
+            continue
+        rate_per_s = float(group["rate_per_s"].iloc[0]) or result.run.parameters["rate_per_s"]
+        given = dict(result.run.parameters)
+        given |= {"topology": text, "rate_per_s": rate_per_s, "rates_per_s": [], "search": False}
+        if topology.aggregated:
+            given["connector"] = profile.connector  # which moves nothing here
+        params = profile.params(given)
+        rounds = group.groupby("round")
+        measured = {name: float(group[name].median()) for name in CHECKED[:3]}
+        measured["system_tps"] = float(rounds.apply(system_tps).mean())
+        found.append(
+            HeldOut(
+                arm=str(arm),
+                rate_per_s=rate_per_s,
+                requests=len(group) // len(rounds),
+                measured=measured,
+                predicted=predict(profile, params, topology),
+            )
+        )
+    if not found:
+        raise ResultError(
+            f"{result.run.run_id} has no cold pass of a topology other than 1p1d to compare with"
+        )
+    return found

@@ -1,0 +1,254 @@
+"""What a topology would do under a load, and where the profile does not say it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import inf, isnan, nan
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from workbench.errors import PlanError, must_be
+from workbench.experiment.plan.engine_setup import engine_of
+from workbench.experiment.plan.search import Limits
+from workbench.experiment.plan.traffic import arrivals_of, workload_of
+from workbench.load.workload.workload import Workload
+from workbench.metrics.ideal import Asked, Call, IdealCaches
+from workbench.params.notebooks import PdSweep
+from workbench.serve.connectors import connector
+from workbench.topology import Topology
+from workbench.whatif.closed_form import ClosedForm, closed_form
+from workbench.whatif.fits import RESAMPLES
+from workbench.whatif.profile import Profile
+from workbench.whatif.simulation import Load, Simulated, simulate
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SATURATED = 0.85
+"""Utilisation of the busiest part above which nothing is predicted."""
+OUTSIDE = 0.01
+"""Largest fraction of decode time with batches above the profiled ones."""
+METRICS = ("ttft_s", "tpot_s", "e2e_s", "system_tps", "goodput")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predicted:
+    """A number for the given seed, and the range of 21 draws with other seeds and resamples of the
+    profile: a 91 % prediction interval, (n - 1) / (n + 1), for a draw of the same kind."""
+
+    metric: str
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What one topology would do; without numbers where `refused` says why."""
+
+    topology: Topology
+    closed: ClosedForm
+    numbers: tuple[Predicted, ...] = ()
+    refused: str = ""
+    doubts: tuple[str, ...] = ()
+    simulated: Simulated | None = None
+
+    def number(self, metric: str) -> Predicted:
+        """The prediction of a metric; NaN if it was refused."""
+        empty = Predicted(metric=metric, value=nan, low=nan, high=nan)
+        return next((one for one in self.numbers if one.metric == metric), empty)
+
+
+def predict(profile: Profile, params: PdSweep, topology: Topology) -> Prediction:
+    """Predict the cold pass of `params` on a topology.
+
+    Raises PlanError where the workload does not fit the profile: lengths that were not measured,
+    prompts beyond the KV space, limits that no request can meet.
+    """
+    settings, model, _ = engine_of(params)
+    workload = workload_of(params, settings, model).sample
+    _check(profile, params, workload, topology)
+    hits = _hits(profile, workload, topology)
+    costs = profile.costs()
+    load = _load(profile, params, workload, hits, params.seed)
+    poisson = params.arrival_kind == "poisson"
+    rate = 0.0 if load.offsets_s is None else params.rate_per_s
+    closed = closed_form(topology, load, costs, rate_per_s=rate, poisson=poisson)
+    if closed.utilisation > SATURATED:
+        return Prediction(
+            topology=topology,
+            closed=closed,
+            refused=(
+                f"near saturation: not predicted ({closed.bottleneck} at"
+                f" {closed.utilisation:.0%} of its highest rate, limit {SATURATED:.0%})"
+            ),
+        )
+    first = simulate(topology, load, costs)
+    if why := _outside(profile, first):
+        return Prediction(topology=topology, closed=closed, refused=why, simulated=first)
+    limits = _limits(params)
+    found = [_numbers(first, limits)]
+    for number in range(1, RESAMPLES + 1):
+        again = _load(profile, params, workload, hits, params.seed + number)
+        found.append(_numbers(simulate(topology, again, profile.costs(number)), limits))
+    return Prediction(
+        topology=topology,
+        closed=closed,
+        numbers=tuple(
+            Predicted(metric=metric, value=values[0], low=min(values), high=max(values))
+            for metric in METRICS
+            if (values := [one[metric] for one in found])
+        ),
+        doubts=tuple(_doubts(profile, workload, closed, first)),
+        simulated=first,
+    )
+
+
+def _limits(params: PdSweep) -> Limits:
+    return Limits(
+        ttft_s=params.ttft_limit_ms / 1000 or inf,
+        tpot_s=params.tpot_limit_ms / 1000 or inf,
+        share=params.limits_share,
+    )
+
+
+def _check(profile: Profile, params: PdSweep, workload: Workload, topology: Topology) -> None:
+    """Raises PlanError where the profile says nothing about this workload."""
+    if any(request.after is not None for request in workload.requests):
+        allowed = "one whose requests do not wait for responses"
+        raise PlanError(must_be("workload", allowed, params.workload, "batch_processing"))
+    if params.swept:
+        raise PlanError(
+            "a prediction is for one rate; leave out rates_per_s and search (example: -p rate_per_s"
+            " 2)"
+        )
+    prompts = [request.prompt_tokens for request in workload.requests]
+    whole = max(request.prompt_tokens + request.max_tokens for request in workload.requests)
+    for role, _ in topology.roles:
+        if whole > profile.kv_tokens[role]:
+            allowed = f"at most the KV space of a {role} instance ({profile.kv_tokens[role]:,})"
+            raise PlanError(must_be("prompt_tokens + output_tokens", allowed, whole,
+                                    "-p prompt_tokens 2000"))  # fmt: skip
+    low, high = profile.prefill.ranges["tokens"]
+    if min(prompts) < low or max(prompts) > high:
+        got = f"{min(prompts):,} to {max(prompts):,}"
+        allowed = f"within the profiled lengths ({low:,.0f} to {high:,.0f})"
+        raise PlanError(must_be("prompt_tokens", allowed, got, f"{high:.0f}"))
+    fastest_ms = 1000 * profile.lone_ttft_s[0]
+    if 0 < params.ttft_limit_ms < fastest_ms / 2:
+        allowed = f"at least {fastest_ms:.0f} (TTFT of the shortest profiled prompt, alone)"
+        raise PlanError(
+            must_be("ttft_limit_ms", allowed, params.ttft_limit_ms, round(2 * fastest_ms))
+        )
+
+
+def _hits(
+    profile: Profile, workload: Workload, topology: Topology
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Tokens that the first instance of each request has, and those that decode has to fetch.
+
+    As the ledger's ideal says of caches that never evict. With a KV store all prefill instances
+    have what one of them has.
+    """
+    requests = workload.requests
+    prompts = np.array([request.prompt_tokens for request in requests], np.int64)
+    if not any(request.ideal_reuse_tokens for request in requests):
+        return np.zeros_like(prompts), prompts
+    store = connector(profile.connector).store is not None
+    caches = IdealCaches(block_tokens=profile.block_tokens, pulls=topology.disaggregated)
+    asked = []
+    for number, request in enumerate(requests):
+        calls = []
+        for role, count in topology.roles:
+            shared = store and role == "prefill"
+            instance = role if shared else f"{role}-{number % count}"
+            calls.append(Call(role=role, instance=instance, asked_s=number, held_s=number))
+        reuse = request.ideal_reuse_tokens
+        asked.append(
+            Asked(index=number, prompt=request.prompt_ids, ideal_tokens=reuse, calls=tuple(calls))
+        )
+    cached, moved = np.zeros_like(prompts), np.zeros_like(prompts)
+    for served in caches.serve(asked):
+        if served.role == "decode":
+            moved[served.index] = served.external_hit
+        else:
+            cached[served.index] = served.engine_hit
+    return cached, moved
+
+
+def _load(
+    profile: Profile,
+    params: PdSweep,
+    workload: Workload,
+    hits: tuple[NDArray[np.int64], NDArray[np.int64]],
+    seed: int,
+) -> Load:
+    """The requests as the client sends them, with the overheads of requests that were measured."""
+    requests = workload.requests
+    arrivals = arrivals_of(replace(params, seed=seed), len(requests))
+    prompts = np.array([request.prompt_tokens for request in requests], np.int64)
+    seen = np.asarray(profile.overheads_s, float)
+    rows = np.random.default_rng(seed).integers(0, len(seen), len(requests))
+    # JSON of longer prompts takes longer: each part is moved along its slope.
+    slopes = np.polyfit(seen[:, 0], seen[:, 1:], 1)[0]
+    moved = seen[rows, 1:] + (prompts - seen[rows, 0])[:, None] * slopes
+    return Load(
+        prompt_tokens=prompts,
+        cached_tokens=hits[0],
+        moved_tokens=hits[1],
+        output_tokens=np.array([request.max_tokens for request in requests], np.int64),
+        offsets_s=None if arrivals.kind == "closed" else np.asarray(arrivals.offsets_s),
+        concurrency=arrivals.concurrency,
+        overheads_s=np.maximum(moved, 0.0),
+    )
+
+
+def _outside(profile: Profile, found: Simulated) -> str:
+    """Why the simulated run left what was profiled; empty if it did not."""
+    most = round(profile.decode.ranges["batch"][1])
+    above_s = sum(s for batch, s in found.batch_s.items() if batch > most)
+    if above_s > OUTSIDE * sum(found.batch_s.values()):
+        got = max(found.batch_s)
+        return (
+            f"not predicted: decode batches of up to {got}, profiled up to {most}. Profile larger"
+            f" ones (example: workbench profile -p concurrency {2 * got})"
+        )
+    if found.stuck:
+        return f"not predicted: {found.stuck} requests never got KV space"
+    return ""
+
+
+def _numbers(found: Simulated, limits: Limits) -> dict[str, float]:
+    """The metrics of a simulated pass, by the definitions of measured ones."""
+    rows = found.requests
+    took_s = (rows["sent_s"] + rows["e2e_s"]).max() - rows["sent_s"].min()
+    limited = limits.ttft_s < inf or limits.tpot_s < inf
+    return {
+        **{name: float(rows[name].median()) for name in METRICS[:3]},
+        "system_tps": float(rows["output_tokens"].sum() / took_s),
+        "goodput": float(limits.met(rows["ttft_s"], rows["tpot_s"]).mean()) if limited else nan,
+    }
+
+
+def _doubts(
+    profile: Profile, workload: Workload, closed: ClosedForm, found: Simulated
+) -> list[str]:
+    doubts = []
+    if not isnan(closed.wait_s) and closed.differs:
+        doubts.append(
+            "Simulation and closed form differ: mean prefill queue"
+            f" {1000 * closed.simulated_wait_s:.0f} and {1000 * closed.wait_s:.0f} ms. Do not rely"
+            " on TTFT."
+        )
+    if found.preemptions:
+        doubts.append(f"Decode runs out of KV space: {found.preemptions} preemptions are expected.")
+    if connector(profile.connector).store and any(
+        request.ideal_reuse_tokens for request in workload.requests
+    ):
+        doubts.append("Loads of shared prefixes from the KV store are taken as free.")
+    if not profile.machine["gpus"] and not profile.simulated:
+        doubts.append(
+            "On a CPU all instances share the cores, and the simulation gives each its own."
+        )
+    return doubts

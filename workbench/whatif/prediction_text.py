@@ -1,0 +1,75 @@
+"""Predictions as lines of text: the error of held-out runs first, then the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+from workbench.experiment.result.result import load_result
+from workbench.whatif.held_out import CHECKED, HeldOut, held_out
+from workbench.whatif.prediction import Predicted, Prediction, predict
+from workbench.whatif.profile import read_profile
+
+_SHOWN = {
+    "ttft_s": ("TTFT, median", 1000, "ms"),
+    "tpot_s": ("TPOT, median", 1000, "ms"),
+    "e2e_s": ("E2E, median", 1000, "ms"),
+    "system_tps": ("throughput", 1, "tok/s"),
+    "goodput": ("within limits", 100, "%"),
+}
+"""Label, factor and unit of each metric."""
+
+
+def prediction_page(
+    profile_file: Path, given: Mapping[str, Any], measured: Sequence[Path] = ()
+) -> str:
+    """What `workbench predict` prints. `measured` are folders of held-out runs.
+
+    Raises ResultError, PlanError and ParameterError.
+    """
+    profile = read_profile(profile_file)
+    params = profile.params(given)
+    lines = [f"profile {profile.run_id}" + " (simulated engine)" * profile.simulated]
+    checks = [row for folder in measured for row in held_out(profile, load_result(folder))]
+    lines += map(_checked, checks)
+    for topology in params.topologies:
+        found = predict(profile, params, topology)
+        lines += ["", *_lines(found, checked=bool(checks))]
+    return "\n".join(lines)
+
+
+def _checked(row: HeldOut) -> str:
+    load = f"{row.rate_per_s:g} req/s" if row.rate_per_s else "a closed loop"
+    where = f"held-out {row.arm} at {load}, {row.requests} requests"
+    if row.predicted.refused:
+        return f"{where}: {row.predicted.refused}"
+    errors = ", ".join(f"{_SHOWN[name][0]} {row.error(name):+.1%}" for name in CHECKED)
+    return f"{where}: {errors}"
+
+
+def _lines(found: Prediction, *, checked: bool) -> Iterator[str]:
+    closed = found.closed
+    busy = "" if isnan(closed.utilisation) else f", at {closed.utilisation:.0%} of it"
+    yield (f"{found.topology}: at most {closed.bound_per_s:.3g} req/s by {closed.bottleneck}{busy}")
+    if found.refused:
+        yield f"  {found.refused}"
+        return
+    for one in found.numbers:
+        if not isnan(one.value):
+            yield f"  {_number(one)}" + "  not checked here" * (not checked)
+    yield "  p99: not predicted (no check supports it)"
+    if not isnan(closed.wait_s):
+        yield (
+            "  mean prefill queue of a long run"
+            f" {1000 * closed.simulated_wait_s:.3g} ms (+- {1000 * closed.simulated_error_s:.3g}),"
+            f" by Pollaczek-Khinchine {1000 * closed.wait_s:.3g} ms"
+        )
+    yield from (f"  {doubt}" for doubt in found.doubts)
+
+
+def _number(one: Predicted) -> str:
+    label, factor, unit = _SHOWN[one.metric]
+    low, high = factor * one.low, factor * one.high
+    return f"{label:14} {factor * one.value:8.4g} {unit:6} [{low:.4g}, {high:.4g}]"
