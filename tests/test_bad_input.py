@@ -11,6 +11,7 @@ from itertools import count
 from math import nan
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -21,6 +22,8 @@ from workbench.compose.compose_file import compose_file
 from workbench.control import tls_context
 from workbench.errors import WorkbenchError
 from workbench.experiment.plan.arms import plan
+from workbench.explorer.opening import form
+from workbench.explorer.sources import what_is
 from workbench.hardware import kv, physics
 from workbench.hardware.interpreter import Interpreter, interpreter
 from workbench.load.catalogue import build
@@ -32,6 +35,7 @@ from workbench.load.workload.workload import Workload, asked_again, short
 from workbench.load.workload.written import word_ids, written
 from workbench.monitoring.annotations import Grafana
 from workbench.monitoring.history import Prometheus
+from workbench.notebook_run import partial_page
 from workbench.params.notebooks import NOTEBOOKS, check_params
 from workbench.report.page import read_executed
 from workbench.serve.checks.argument_check import check_store_arguments
@@ -64,6 +68,73 @@ PARAMETERS = [
     (SWEEP, {"topology": "p4d"}, "topology must be like 1p4d", "'p4d'", "5a (5 aggregated)"),
     (SWEEP, {"topology": "0p0d"}, "topology must be like 1p4d", "'0p0d'", "counts from 1"),
     (SWEEP, {"topology": 5}, "topology must be like 1p4d", "'5'", "topology 1p4d"),
+    (
+        SWEEP,
+        {"models": "tiny"},
+        "models must be at least two different",
+        "'tiny'",
+        "tiny,tiny-wide",
+    ),
+    (SWEEP, {"models": "tiny,tiny"}, "models must be at least two", "'tiny,tiny'", "different"),
+    (SWEEP, {"models": "tiny,,a/b"}, "models must be at least two", "'tiny,,a/b'", ""),
+    (SWEEP, {"models": "{tiny"}, "models must be a list of names, or a mapping", "'{tiny'", ""),
+    (SWEEP, {"models": 2.5}, "models must be a list of names, or a mapping", "2.5", ""),
+    (
+        SWEEP,
+        {"models": {"tiny": 3, "a/b": {}}},
+        "models must be a mapping of parameters for tiny",
+        "3",
+        "prefill_tp",
+    ),
+    (
+        SWEEP,
+        {"models": {"tiny": {"prefil_tp": 2}, "a/b": None}},
+        "models: tiny cannot have 'prefil_tp' of its own",
+        "prefil_tp",
+        "mean 'prefill_tp'?",
+    ),
+    (
+        SWEEP,
+        {"models": {"tiny": {"prefill_tp": 0}, "a/b": None}},
+        "models, tiny: prefill_tp must be between 1 and 64",
+        "0",
+        "prefill_tp 1",
+    ),
+    (
+        SWEEP,
+        {"models": {"tiny": {"context_tokens": 4096}, "a/b": {}}},
+        "models, tiny: context_tokens must be at least prompt_tokens",
+        "4,096",
+        "24576",
+    ),
+    (
+        SWEEP,
+        {"models": "tiny,tiny-wide", "model": "a/b"},
+        "model=a/b and models=tiny,tiny-wide exclude each other",
+        "a/b",
+        "Leave out one",
+    ),
+    (
+        SWEEP,
+        {**ATTACH, "models": "tiny,tiny-wide"},
+        "models=tiny,tiny-wide does not apply to",
+        "tiny",
+        "engine=attach",
+    ),
+    (
+        SWEEP,
+        {"models": "tiny,tiny-wide", "link_runs": "a"},
+        "link_runs needs a sweep of one model",
+        "'tiny,tiny-wide'",
+        "",
+    ),
+    (
+        SWEEP,
+        {"models": "tiny,a/b", "engine": "simulated"},
+        "models, a/b: model=a/b does not apply to engine=simulated",
+        "a/b",
+        "-p engine vllm",
+    ),
     (SWEEP, {"topology": None}, "topology must be a", "None", "topology 1p4d"),
     (SWEEP, {"connector": "lmcash"}, "connector must be one of none, lmcache", "'lmcash'", ""),
     (SWEEP, {"mooncake_protocol": "ib"}, "mooncake_protocol must be one of tcp, rdma", "'ib'", ""),
@@ -234,6 +305,8 @@ PARAMETERS = [
     (SWEEP, {**SIZES, "workload": "text"}, "working_sets needs workload=ref", "'text'", "short"),
     (SWEEP, {**SIZES, "rates_per_s": [1]}, "working_sets needs a closed", "'closed'", "rate sweep"),
     (SWEEP, {**SIZES, "requests": 4}, "requests=4 does not", "4", "-p working_sets 0.5,2,8"),
+    (SWEEP, {"time_budget_s": "an hour"}, "time_budget_s must be a number", "'an hour'", "3600"),
+    (SWEEP, {"time_budget_s": -1}, "time_budget_s must be between 0 and", "-1", "3600"),
     (SWEEP, {"rates_per_s": ["x"]}, "rates_per_s must be a list of numbers", "['x']", "1,2,4"),
     (SWEEP, {**LIMIT, "rates_per_s": [1]}, "search=True and rates_per_s=1", "True", ""),
     (SWEEP, {"rates_per_s": [1], "rate_per_s": 2}, "rate_per_s=2.0 and rates_per_s=1", "2", ""),
@@ -374,6 +447,11 @@ def foretold(**given: Any) -> None:
     predict(WHAT_IF, params, params.topologies[0])
 
 
+def spoiled_form() -> None:
+    with mock.patch("workbench.explorer.opening.find_spec", lambda name: name != "plotly" or None):
+        form("pd_sweep", interactive=True)
+
+
 def made(name: str, **options: Any) -> Workload:
     return build(name, **{"salt": "s", **options})
 
@@ -400,6 +478,8 @@ def store_arguments(*args: str) -> None:
 
 
 OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
+    (lambda: what_is(["a.log", "."], None), "explore takes one or two", "'a.log'", "result)"),
+    (spoiled_form, "wb.form needs ipywidgets", "plotly", "pip install"),
     # topology, GPUs, connectors, faults
     (lambda: Topology.parse("4"), "topology must be like 1p4d", "'4'", "5a (5 aggregated)"),
     (lambda: Topology(prefill=1), "topology must be like 1p4d", "'1p0d0a'", ""),
@@ -463,6 +543,13 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
      "-p connector mooncake -p mooncake_protocol rdma"),
     (lambda: plan(check_params(SWEEP, {"connector": "mooncake", "mooncake_protocol": "rdma"})),
      "mooncake_protocol must be tcp", "'rdma'", "without RDMA devices"),
+    (lambda: plan(check_params(SWEEP, {"engine": "simulated", "time_budget_s": 3})),
+     "time_budget_s must be at least", "3", "for a round of 3 arms"),
+    (lambda: partial_page(Path("/none/pd_sweep/a-run")), "/none/pd_sweep/a-run must be the folder",
+     "a-run", "a run that is unfinished"),
+    (lambda: partial_page(Path("/none/environment_check/here")),
+     "/none/environment_check/here must be in the folder of pd_sweep or single_", "here",
+     "--partial"),
     # what a compose file cannot have
     (lambda: compose_file({"engine": "simulated"}), "engine must be vllm, because a compose file",
      "'simulated'", "-p engine vllm"),
@@ -482,6 +569,12 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
     # model folders and certificates
     (lambda: model_facts("/nowhere/llama"), "model must be an existing folder", "'/nowhere/llama'",
      "empty for the tiny model"),
+    (lambda: plan(check_params(SWEEP, {"models": "/nowhere/llama,tiny", "platform": "cpu"})),
+     "models, llama: model must be an existing folder", "'/nowhere/llama'", "for the tiny model"),
+    (lambda: plan(check_params(SWEEP, {"model": "tiny", "context_tokens": 50_000,
+                                       "platform": "cpu"})),
+     "context_tokens must be at most 40,960, the context of tiny-llama", "50,000",
+     "-p context_tokens 40960"),
     (lambda: model_tokenizer("/nowhere/llama"), "model (engine attach: tokenizer) must",
      "'/nowhere/llama'", "/models/"),
     (tls_context, "SSL_CERT_FILE in the environment must be an existing file", "'/none.pem'", ""),

@@ -199,13 +199,15 @@ def _title(notebook: Any, facts: RunFacts) -> str:
 
 
 def _kicker(notebook: Any, facts: RunFacts, title: str) -> list[str]:
-    """Notebook, topologies, connectors, date and duration; what is not known is left out."""
+    """Notebook, several models, topologies, connectors, date, duration; none that is not known."""
     subjects = [arm for arm in facts.arms if arm.role == "subject"]
     topologies = list(dict.fromkeys(arm.topology for arm in subjects if arm.topology))
     connectors = dict.fromkeys(arm.connector for arm in subjects)
     run = notebook.metadata.get("papermill", {})
+    models = [row.model for row in facts.models]
     parts = [
         title if facts.finding else facts.notebook.replace("_", " "),
+        ", ".join(models) if len(models) < 4 else f"{len(models)} models",
         ", ".join(topologies) if len(topologies) < 5 else f"{len(topologies)} topologies",
         ", ".join(name for name in connectors if name not in ("", "none")),
         moment(facts.started_at or run.get("start_time")),
@@ -285,11 +287,27 @@ def _tables(result: Result) -> list[tuple[str, dict[str, Any]]]:
         ("Workload", _workload(facts)),
         ("Run", {name: value for name, value in run.items() if value}),
         ("Model", {name: value for name, value in asdict(facts.engine).items() if value}),
+        ("Models", _models(facts)),
         ("Machine", machine),
         ("Hosts", _hosts(facts)),
         ("Versions", versions),
     ]
     return [(name, table) for name, table in tables if table]
+
+
+def _models(facts: RunFacts) -> dict[str, str]:
+    """What tells several models apart; empty for one."""
+    told = {}
+    for row in facts.models:
+        has = [
+            "" if row.name == row.model else row.name,
+            f"{row.layers} layers" if row.layers else "",
+            row.dtype,
+            f"{row.kv_bytes_per_token:,.0f} bytes of KV a token" if row.kv_bytes_per_token else "",
+            row.machine_speed or "",
+        ]
+        told[row.model] = "; ".join(filter(None, has))
+    return told
 
 
 def _hosts(facts: RunFacts) -> dict[str, Any]:

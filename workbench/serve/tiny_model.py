@@ -104,7 +104,9 @@ class ModelFacts:
     head_dim: int
     vocab_tokens: int
     context_tokens: int
-    """Longest prompt plus output; rope scaling in the engine can raise it."""
+    """Longest prompt plus output."""
+    stretched: bool = False
+    """Rope scaling in the configuration: the engine may take more than `context_tokens`."""
     hidden: int = 0
     plain: bool = False
     """Dense and not quantised: every weight is used for every token."""
@@ -219,6 +221,7 @@ def model_facts(path: Path | str) -> ModelFacts:
         head_dim=head_dim,
         vocab_tokens=sizes["vocabulary"],
         context_tokens=sizes["context"],
+        stretched=bool(config.get("rope_scaling") or config.get("rope_parameters")),
         hidden=sizes["hidden"],
         plain=plain,
         parameters=float(max(0, weights - tables)) if plain else 0.0,

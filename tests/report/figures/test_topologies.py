@@ -1,9 +1,27 @@
+from xml.etree import ElementTree
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from tests.report.conftest import text, words
 from workbench.report import figures
+
+
+def of_two_models(frame):
+    """The rows of a model `small`, and the same of `large`."""
+    both = [
+        frame.assign(
+            model=name,
+            **{side: name + " " + frame[side] for side in ("arm", "baseline_arm") if side in frame},
+        )
+        for name in ("small", "large")
+    ]
+    return pd.concat(both, ignore_index=True)
+
+
+def svg_height(chart):
+    return float(ElementTree.fromstring(chart.svg).get("height"))
 
 
 @pytest.fixture
@@ -68,14 +86,25 @@ def test_columns_of_one_topology_are_told_apart_by_their_arm(swept):
 
 
 def test_several_models_stand_below_one_another(swept):
-    summary, comparisons = (
-        pd.concat([frame.assign(model=name) for name in ("llama-8b", "llama-70b")])
-        for frame in swept
-    )
+    chart = figures.topology_overview(*map(of_two_models, swept))
+    shown = words(chart)
+    found = "Store-warm TTFT is 15x faster than cold"
+    assert [line for line in shown if found in line] == [f"small: {found}", f"large: {found}"]
+    assert shown.count("TTFT, ms") == 2 and shown.count("1p4d") == 8
+    assert chart.alt.count("TTFT and throughput by topology") == 2
+    assert chart.caption == figures.topology_overview(*swept).caption  # once for both
+    height = {name: svg_height(figures.topology_overview(*frames)) for name, frames in
+              {"one": swept, "two": map(of_two_models, swept)}.items()}  # fmt: skip
+    assert 2 * height["one"] < height["two"] < 2 * height["one"] + 40
+
+
+def test_what_failed_of_one_model_marks_its_drawing_alone(swept):
+    summary, comparisons = map(of_two_models, swept)
+    failed = {"same text": ("large 1p4d lmcache",), "client kept up": ()}
+    summary.attrs |= {"failed_gates": failed}
     shown = words(figures.topology_overview(summary, comparisons))
-    assert {"llama-8b", "llama-70b"} <= set(shown)
-    assert shown.count("TTFT, ms") == 2
-    assert "llama-8b" not in words(figures.topology_overview(*swept))
+    assert [line for line in shown if "do not use" in line] == ["rough, do not use 1p4d lmcache"]
+    assert shown.index("rough") < shown.index("rough, do not use 1p4d lmcache")
 
 
 def test_ttft_of_ten_seconds_and_more_is_in_seconds(summary):

@@ -213,7 +213,10 @@ def conclude(
             *told_once((text, spoil(failed, "times", arms=[arm])) for arm, text in rates_said),
             *told_once(_said_of_arms(sizes, size_sentences, failed)),
             *told_once(_said_of_arms(known, link_sentences, failed)),
-            *(side_by_side(plan, comparisons) if plan.by_model and not sizes else ()),
+            *told_once(
+                (text, spoil(failed, "ratios", arms=arms))
+                for text, arms in (side_by_side(plan, comparisons) if plan.by_model else ())
+            ),
             *(
                 text
                 for part in (parts if not sizes else ())

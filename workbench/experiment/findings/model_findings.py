@@ -113,8 +113,10 @@ def models_cards(each: Sequence[Sequence[Card]]) -> tuple[Card, ...]:
     return tuple(beside[: _CARDS if len(each) < 3 else len(each)])
 
 
-def side_by_side(plan: ExperimentPlan, comparisons: Sequence[Comparison]) -> list[str]:
-    """The TTFT speed-up of each subject and warm state, model by model, with its interval."""
+def side_by_side(
+    plan: ExperimentPlan, comparisons: Sequence[Comparison]
+) -> list[tuple[str, tuple[str, ...]]]:
+    """The TTFT speed-up of each subject and warm state, model by model, and the arms it is of."""
     known = [r for r in matching(comparisons, metric="ttft_s") if not isnan(r.ratio.value)]
     found: dict[tuple[str, str], dict[str, Comparison]] = {}
     for part in plan.parts:
@@ -123,9 +125,12 @@ def side_by_side(plan: ExperimentPlan, comparisons: Sequence[Comparison]) -> lis
                 own = row.arm.removeprefix(f"{part.model} ")
                 found.setdefault((own, state), {})[part.model] = row
     return [
-        f"{own}, {state} vs cold TTFT:"
-        f" {', '.join(f'{ratio_text(row.ratio)} on {name}' for name, row in rows.items())}"
-        f"{_note(list(rows.values()))}."
+        (
+            f"{own}, {state} vs cold TTFT:"
+            f" {', '.join(f'{ratio_text(row.ratio)} on {name}' for name, row in rows.items())}"
+            f"{_note(list(rows.values()))}.",
+            tuple(row.arm for row in rows.values()),
+        )
         for (own, state), rows in found.items()
         if len(rows) > 1
     ]

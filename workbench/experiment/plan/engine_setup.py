@@ -35,6 +35,8 @@ from workbench.serve.tiny_model import ModelFacts, all_layers, model_facts, tiny
 from workbench.serve.vllm import EngineSettings, Platform, number_format
 from workbench.topology import ROLES, Role, TensorParallel, Topology
 
+_MAY_EXCEED = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
+"""With it vLLM takes a context longer than the model's."""
 _NAMED_ADDRESSES = 5
 _WIDE_TAKES = 2.5
 """How much longer a step of a simulated `tiny-wide` takes."""
@@ -102,8 +104,19 @@ def settings_for(
 
 
 def facts_of_model(settings: EngineSettings) -> ModelFacts | None:
-    """None for one on a hub. Raises PlanError for a folder that has no model."""
-    return None if _on_hub(settings.model) else settings.facts
+    """None for one on a hub.
+
+    Raises PlanError for a folder that has no model, and for a context that vLLM would refuse.
+    """
+    if _on_hub(settings.model):
+        return None
+    facts = settings.facts
+    longer = settings.context_tokens > facts.context_tokens and not facts.stretched
+    if longer and settings.platform != "simulated" and _MAY_EXCEED not in dict(settings.extra_env):
+        allowed = f"at most {facts.context_tokens:,}, the context of {settings.model.name}"
+        example = f"-p context_tokens {facts.context_tokens}"
+        raise PlanError(must_be("context_tokens", allowed, settings.context_tokens, example))
+    return facts
 
 
 def _on_hub(model: Path) -> bool:

@@ -75,6 +75,11 @@ class Result:
         return [row.model for row in self.run.models]
 
     @property
+    def compares_models(self) -> bool:
+        """Whether the main figure compares several models, so that each needs its own as well."""
+        return bool(self.run.models) and not (self.run.rates or self.run.sizes)
+
+    @property
     def gates(self) -> pd.DataFrame:
         """Every gate: name, outcome, sentence, next_step."""
         return self._marked(tables.frame_of(Gate, self.run.gates))
@@ -222,6 +227,15 @@ class Result:
         name = metric.removesuffix("_s")
         shown.attrs["headers"] = {"ratio": f"{_RATIO_OF.get(name, name.upper())} ratio"}
         return shown
+
+    def model_table(self) -> pd.DataFrame:
+        """TTFT speed-ups of several models side by side; empty for one."""
+        failed = self.run.failed_gates
+        bad = struck_arms(failed, "ratios")
+        frame = tables.model_table(self.run.comparisons, self.run.arms, bad)
+        frame.attrs["failed_gates"] = of_the_run(failed)
+        frame.attrs["shows"] = ("ratios",)
+        return frame
 
     def medians(self, *metrics: str) -> pd.DataFrame:
         """Medians of some metrics as one wide table, in milliseconds and tokens per second."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import fields
 from math import isnan, nan
 from typing import TYPE_CHECKING, Any
@@ -134,6 +134,39 @@ def comparison_frame(rows: Sequence[Comparison]) -> pd.DataFrame:
     )
 
 
+def model_table(
+    rows: Sequence[Comparison], arms: Sequence[ArmFacts], struck: Collection[str]
+) -> pd.DataFrame:
+    """TTFT speed-ups of several models side by side, a row per comparison and a column per model.
+
+    Cells are `4.60x [4.10, 5.16]`, and `not valid` for `struck` arms; empty for one model.
+    """
+    import pandas as pd
+
+    of_arm = {arm.label: arm.short_model for arm in arms}
+    table: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in rows:
+        if row.metric != "ttft_s" or not (model := of_arm.get(row.arm, "")):
+            continue
+        sides = (row.arm, row.pass_name, row.baseline_arm, row.baseline_pass)
+        key = tuple(side.removeprefix(f"{model} ") for side in sides)
+        ends = f" [{three_digits(row.ratio.low)}, {three_digits(row.ratio.high)}]"
+        text = f"{three_digits(row.ratio.value)}x{ends * (not isnan(row.ratio.low))}"
+        valid = "-" if isnan(row.ratio.value) else text
+        table.setdefault(key, {})[model] = "not valid" if {*row.arms} & {*struck} else valid
+    models = [*dict.fromkeys(filter(None, of_arm.values()))]
+    return pd.DataFrame(
+        [
+            {
+                "arm": f"{arm}, {state}",
+                "baseline": f"{baseline}, {other}" if baseline != arm else other,
+                **{model: cells.get(model, "") for model in models},
+            }
+            for (arm, state, baseline, other), cells in table.items()
+        ]
+    )
+
+
 def connector_frame(run: RunFacts, requests: pd.DataFrame) -> pd.DataFrame:
     """What a sweep over connectors compares; empty unless several serve the same topology.
 
@@ -214,8 +247,9 @@ def percentile_table(found: pd.DataFrame) -> pd.DataFrame:
             three_digits(1000 * row[name]) for name in ("value_s", "low_s", "high_s")
         )
         cells = rows.setdefault(tuple(row[name] for name in index), {})
+        bare = row["note"] or value  # a file of another tool may have no interval
         cells[f"p{100 * row['quantile']:g}"] = (
-            row["note"] if isnan(row["low_s"]) else f"{value} [{low}, {high}]"
+            bare if isnan(row["low_s"]) else f"{value} [{low}, {high}]"
         )
     return pd.DataFrame([dict(zip(index, key, strict=True)) | rows[key] for key in rows])
 

@@ -46,8 +46,10 @@ def result_so_far(run_folder: Path) -> Path:
         path = attempt / f"{name}.parquet"
         if path.exists():
             rows = read_frame(path, whole=True)
-            keys = zip(rows["arm"], rows["round"], rows["pass"], strict=True)
-            write_frame(fresh / path.name, rows[[key in measured for key in keys]])
+            if len(rows):  # without a proxy there are no legs, and no columns
+                keys = zip(rows["arm"], rows["round"], rows["pass"], strict=True)
+                rows = rows[[key in measured for key in keys]]
+            write_frame(fresh / path.name, rows)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(fresh, target)
     return target
@@ -58,8 +60,8 @@ def _nothing(run_folder: Path, attempts: list[tuple[Path, RunFacts]]) -> str:
         launches = attempts[0][1].launches
         of = f" of its {launches.planned} launches" if launches else ""
         return (
-            f"{run_folder} has no findings yet: the first{of} is not finished; workbench status"
-            " says what the run does"
+            f"{run_folder} must have a launch with findings, got none{of} yet; see what the run"
+            " does now (example: workbench status)"
         )
     if (run_folder / "result.json").is_file():
         return (

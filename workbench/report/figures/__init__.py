@@ -14,6 +14,7 @@ from workbench.report.figures.panels import panels
 from workbench.report.figures.pareto import pareto
 from workbench.report.figures.rates import rates
 from workbench.report.figures.readiness import readiness
+from workbench.report.figures.side_by_side import speedups_by_model
 from workbench.report.figures.single_requests import (
     hit_against_ideal,
     latency_panels,
@@ -44,6 +45,7 @@ __all__ = [
     "requests_over_time",
     "served_over_requests",
     "speedups",
+    "speedups_by_model",
     "token_sources",
     "topology_overview",
     "ttft_against_cached_share",

@@ -9,11 +9,13 @@ import io
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from itertools import groupby
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, cast
 from xml.etree import ElementTree
 
 import matplotlib as mpl
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ft2font import LoadFlags
@@ -25,6 +27,8 @@ from workbench.report.figures.marks import AMBER, BLACK, GREY, RED, RULE, Key
 
 WIDTH_PX = 780
 _LONG_ALT = 1600
+_BETWEEN_PX = 18
+"""Between the charts of two models."""
 
 _STYLE: Any = {
     "axes.axisbelow": True,
@@ -90,6 +94,73 @@ class Chart:
         return data, {"image/svg+xml": {"alt": self.alt, "caption": self.caption}}
 
 
+_Given = ParamSpec("_Given")
+_Drawn = TypeVar("_Drawn", bound=Chart | None)
+
+
+def for_each_model(figure: Callable[_Given, _Drawn]) -> Callable[_Given, _Drawn]:
+    """Draws a figure once for each model of its frames (column `model`), below one another.
+
+    Without that column, or with one model, it is the figure itself.
+    """
+
+    @wraps(figure)
+    def drawn(*frames: _Given.args, **options: _Given.kwargs) -> _Drawn:
+        given = [frame for frame in frames if isinstance(frame, pd.DataFrame) and "model" in frame]
+        models = list(dict.fromkeys(name for frame in given for name in frame["model"].dropna()))
+        if len(models) < 2:
+            return figure(*frames, **options)
+        charts = {}
+        for model in models:
+            own: Any = [_of_model(f, model) if isinstance(f, pd.DataFrame) else f for f in frames]
+            charts[model] = figure(*own, **options)
+        shown = {model: chart for model, chart in charts.items() if chart is not None}
+        return cast(_Drawn, _below_one_another(shown) if shown else None)
+
+    return drawn
+
+
+def _of_model(frame: pd.DataFrame, model: str) -> pd.DataFrame:
+    """The rows of one model, and what failed of its arms; their labels without the model."""
+    if "model" not in frame:
+        return frame
+    attrs, lead = dict(frame.attrs), f"{model} "
+    mine = frame[frame["model"] == model].copy()
+    sides = [side for side in ("arm", "baseline_arm") if side in mine]
+    arms = {arm for side in sides for arm in mine[side].astype(str)}
+    for side in sides:
+        mine[side] = mine[side].astype(str).str.removeprefix(lead)
+    failed = touching(attrs.get("failed_gates", {}), arms=arms)
+    attrs["failed_gates"] = {
+        gate: tuple(arm.removeprefix(lead) for arm in of) for gate, of in failed.items()
+    }
+    mine.attrs = attrs | {"model": model}
+    return mine
+
+
+def _below_one_another(charts: Mapping[str, Chart]) -> Chart:
+    """The charts of several models as one."""
+    drawings = [ElementTree.fromstring(chart.svg) for chart in charts.values()]
+    heights = [float(drawing.attrib["height"]) for drawing in drawings]
+    root = ElementTree.Element(drawings[0].tag, dict(drawings[0].attrib))
+    total = sum(heights) + _BETWEEN_PX * (len(charts) - 1)
+    root.attrib |= {"height": f"{total:g}", "viewBox": f"0 0 {WIDTH_PX} {total:g}"}
+    y = 0.0
+    for drawing, height in zip(drawings, heights, strict=True):
+        for name in _ROOT:
+            drawing.attrib.pop(name, None)
+        drawing.set("y", f"{y:g}")
+        root.append(drawing)
+        y += height + _BETWEEN_PX
+    captions = {chart.caption: None for chart in charts.values()}
+    said = [f"{name}: {chart.caption}" for name, chart in charts.items()]
+    return Chart(
+        svg=ElementTree.tostring(root, encoding="unicode"),
+        alt=_short(" ".join(chart.alt for chart in charts.values())),
+        caption=next(iter(captions)) if len(captions) == 1 else " ".join(said),
+    )
+
+
 def draw(
     paint: Callable[[Figure], None],
     *,
@@ -111,6 +182,8 @@ def draw(
     them, colours their labels and greys nothing.
     """
     attrs = attrs or {}
+    if model := attrs.get("model"):  # one of several, see for_each_model
+        title, alt = f"{model}: {title}", f"{model}: {alt}"
     failed: Failed = attrs.get("failed_gates", ())
     does, said = _marks(of_the_run(failed), shows, intervals=intervals)
     badges = ["simulated"] if attrs.get("simulated") else []

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from workbench.report.figures import marks
-from workbench.report.figures.chart import Chart, draw
+from workbench.report.figures.chart import Chart, draw, for_each_model
 from workbench.report.numbers import quantity, time_scale
 
 _PANELS = (
@@ -28,6 +28,7 @@ _LOOKS = (
 )  # fmt: skip
 
 
+@for_each_model
 def connectors(found: pd.DataFrame) -> Chart | None:
     """TTFT, throughput and loaded KV of each connector in each cache state, on equal GPUs.
 

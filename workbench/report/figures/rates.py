@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.report.figures import marks
-from workbench.report.figures.chart import Chart, draw
+from workbench.report.figures.chart import Chart, draw, for_each_model
 from workbench.report.numbers import number, quantity, time_scale
 
 _KEPT_UP = 0.95
@@ -15,6 +15,7 @@ _TTFT = ["ttft_s", "ttft_low_s", "ttft_high_s"]
 _ENDED = ["achieved_per_s", "goodput_per_s"]
 
 
+@for_each_model
 def rates(frame: pd.DataFrame) -> Chart | None:
     """TTFT, throughput and goodput by offered rate; None without rates.
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from workbench.report.figures import marks
-from workbench.report.figures.chart import WIDTH_PX, Chart, draw, no_data, wrapped
+from workbench.report.figures.chart import WIDTH_PX, Chart, draw, for_each_model, no_data, wrapped
 from workbench.report.numbers import quantity, time_scale
 
 _FIRST, _ENOUGH, _WARMING = 5, 20, 1.5
@@ -34,6 +34,7 @@ _GRID_LINES = 25
 _NOT_REPORTED = "the server did not report cached prompt tokens."
 
 
+@for_each_model
 def latency_panels(requests: pd.DataFrame, *, note: str = "") -> Chart:
     """Cumulative distributions of TTFT, throughput per request, E2E and output length.
 
@@ -128,6 +129,7 @@ def _median_ttft(rows: pd.DataFrame) -> str:
     return f"Median TTFT: {', '.join(parts) or 'not measured'}"
 
 
+@for_each_model
 def requests_over_time(requests: pd.DataFrame) -> Chart:
     """TTFT of every request by the time it was sent, a panel per cache state (and arm)."""
     rows = _with(requests, "ttft_s")

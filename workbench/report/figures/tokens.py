@@ -14,7 +14,7 @@ from workbench.experiment.hits.hit_findings import percent
 from workbench.experiment.hits.need_to_load import place
 from workbench.experiment.plan.hit_plan import tier_of
 from workbench.report.figures import marks
-from workbench.report.figures.chart import Chart, draw, no_data
+from workbench.report.figures.chart import Chart, draw, for_each_model, no_data
 
 _SOURCES = {
     "computed": ("computed", marks.Area(colour=marks.VERMILION)),
@@ -38,6 +38,7 @@ _BARS = 160
 """Beyond this many requests each bar is the mean of several neighbours."""
 
 
+@for_each_model
 def token_sources(sources: pd.DataFrame) -> Chart:
     """Source of the prompt tokens of each role, in % over all rounds, with their number.
 

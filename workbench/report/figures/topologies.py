@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from workbench.report.figures import marks
-from workbench.report.figures.chart import Chart, draw, no_data, text_px
+from workbench.report.figures.chart import Chart, draw, for_each_model, no_data, text_px
 from workbench.report.numbers import quantity, time_scale, times
 
-_WARM = ("store-warm", "offload-warm", "cross-instance", "engine-warm", "warm")
+WARM = ("store-warm", "offload-warm", "cross-instance", "engine-warm", "warm")
 _AGAINST = {
     "cache-state": ("cold", "no arm was measured both cold and warm."),
     "opponent": ("aggregated baseline", "no PD split was measured together with its baseline."),
@@ -46,42 +46,36 @@ class _Panel:
     """`lower is better`, `higher is better`."""
 
 
+@for_each_model
 def topology_overview(summary: pd.DataFrame, comparisons: pd.DataFrame) -> Chart:
     """TTFT, its speed-up, throughput and its speed-up, by topology and cache state.
 
     A speed-up compares a warm pass with the cold pass of the same arm. The aggregated baseline of
     each PD topology (same GPU count, and the same connector where it was measured) is a reference
-    mark in its column. Several models, told by a column `model`, stand below one another.
+    mark in its column.
     """
     heading = "TTFT and throughput by topology"
     rows = marks.records(summary, ("median", "low", "high"), metric="ttft_s")
     if not rows:
         return no_data(heading, "no request succeeded.")
-    rivals, baselines = _baselines(summary, comparisons)
+    rivals, baselines = baselines_of(summary, comparisons)
     columns = [arm for arm in marks.unique(rows, "arm") if arm not in baselines]
     names = _column_names(rows, columns, rivals)
     # A baseline has no column of its own, so a state that only it has is not drawn.
     met = {row["pass"] for row in rows if row["arm"] in columns}
     look = {name: one for name, one in marks.looks(_states(rows)).items() if name in met}
-    models = marks.unique(rows, "model") if "model" in summary else [""]
-    four = {model: _panels(_of(summary, model), _of(comparisons, model)) for model in models}
-    head_px = 26 if len(models) > 1 else 0
+    panels = _panels(summary, comparisons)
 
     def paint(figure: Figure) -> None:
-        parts = figure.subfigures(len(models), 1, squeeze=False)[:, 0]
-        for part, (model, panels) in zip(parts, four.items(), strict=True):
-            if head_px:
-                part.suptitle(model, size=14, weight="bold", x=0.005, ha="left")
-            for axes, panel in zip(part.subplots(2, 2).flat, panels, strict=True):
-                _panel(axes, panel, columns, names, rivals, look)
+        for axes, panel in zip(figure.subplots(2, 2).flat, panels, strict=True):
+            _panel(axes, panel, columns, names, rivals, look)
 
-    drawn = [panel for panels in four.values() for panel in panels]
     return draw(
         paint,
         title=_gain(comparisons, columns) or heading,
-        body_px=(2 * _PANEL_PX + head_px) * len(models),
-        alt=f"{heading}. {' '.join(_spoken(panel) for panel in drawn)}",
-        caption=_explained(drawn, compared=bool(rivals)),
+        body_px=2 * _PANEL_PX,
+        alt=f"{heading}. {' '.join(_spoken(panel) for panel in panels)}",
+        caption=_explained(panels, compared=bool(rivals)),
         keys=look | ({"aggregated baseline": marks.REFERENCE} if rivals else {}),
         shows=("times", "ratios"),
         attrs=summary.attrs,
@@ -97,11 +91,9 @@ def _states(rows: Sequence[marks.Row]) -> list[str]:
     return list(dict.fromkeys([*longest, *marks.unique(rows, "pass")]))
 
 
-def _of(frame: pd.DataFrame, model: str) -> pd.DataFrame:
-    return frame[frame["model"] == model] if model and "model" in frame else frame
-
-
-def _baselines(summary: pd.DataFrame, comparisons: pd.DataFrame) -> tuple[dict[str, str], set[str]]:
+def baselines_of(
+    summary: pd.DataFrame, comparisons: pd.DataFrame
+) -> tuple[dict[str, str], set[str]]:
     """The reference of each PD arm, with the same connector if there is one; all opponents."""
     if comparisons.empty:
         return {}, set()
@@ -227,7 +219,7 @@ def _gain(comparisons: pd.DataFrame, columns: Sequence[str]) -> str:
     """What the warmest store does to TTFT; empty where nothing compares."""
     gains = [row for row in marks.ratio_rows(comparisons, metric="ttft_s", kind="cache-state")
              if row["arm"] in columns]  # fmt: skip
-    warm = next((state for state in _WARM if any(row["pass"] == state for row in gains)), "")
+    warm = next((state for state in WARM if any(row["pass"] == state for row in gains)), "")
     gains = [row for row in gains if row["pass"] == warm]
     clear = [row["ratio"] for row in gains if not marks.undecided(row)]
     if not gains or any(ratio < 1 for ratio in clear):
@@ -264,6 +256,7 @@ def _explained(panels: Sequence[_Panel], *, compared: bool) -> str:
     return " ".join(said)
 
 
+@for_each_model
 def speedups(comparisons: pd.DataFrame, metric: str, *, kind: str = "opponent") -> Chart | None:
     """Ratios of one metric with their intervals, a row each; above 1 the first-named arm is better.
 

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from workbench.metrics.statistics import needed_n
 from workbench.metrics.waterfall.waterfall import PARTS, doubts, representatives
 from workbench.report.figures import marks
-from workbench.report.figures.chart import Chart, draw, no_data
+from workbench.report.figures.chart import Chart, draw, for_each_model, no_data
 from workbench.report.numbers import quantity, time_scale
 
 AREAS = {
@@ -29,6 +29,7 @@ AREAS = {
 NAMES = PARTS | {"residual_s": "untimed residual"}
 
 
+@for_each_model
 def ttft_waterfall(waterfall: pd.DataFrame) -> Chart:
     """The median request of each arm and cache state as a stacked bar, and the p99 or slowest one.
 

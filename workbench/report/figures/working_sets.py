@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from workbench.report.figures import marks
-from workbench.report.figures.chart import Chart, draw
+from workbench.report.figures.chart import Chart, draw, for_each_model
 from workbench.report.numbers import times
 
 _LOOKS = {
@@ -22,6 +22,7 @@ _HITS = {
 }
 
 
+@for_each_model
 def working_sets(frame: pd.DataFrame) -> Chart | None:
     """TTFT without / with offloading by working set, and the hit rates behind it; None without.
 
