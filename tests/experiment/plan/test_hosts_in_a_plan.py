@@ -5,6 +5,7 @@ from itertools import count
 import pytest
 
 from tests.clusters import cluster, host
+from workbench.experiment.findings.doubts import limits_of
 from workbench.experiment.plan import engine_setup
 from workbench.experiment.plan.arms import plan
 from workbench.params.notebooks import check_params
@@ -58,3 +59,11 @@ def test_hosts_are_in_the_run_id(planned):
     one, two = planned(), planned(spread="pack")
     assert one.run_id != two.run_id
     assert len(two.doubts) <= len(one.doubts)
+
+
+def test_what_holds_on_one_machine_only_is_no_limit_of_a_run_over_several(planned):
+    said = " ".join(limits_of(planned(), reuse_sent=0.0))
+    assert "loopback" not in said and "same cores" not in said
+    alone = plan(check_params("pd_sweep", {"topology": "1p1d", "connector": "nixl"}))
+    said = " ".join(limits_of(alone, reuse_sent=0.0))
+    assert ("loopback" in said) == (alone.platform == "cpu")

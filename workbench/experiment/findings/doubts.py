@@ -95,7 +95,8 @@ def limits_of(
             f"Prompts repeat {percent(reuse)} of their tokens within a pass, so caches also serve"
             f" {part or 'part of a cold pass'}."
         )
-    if plan.platform == "cpu" and plan.params.engine == "vllm":
+    elsewhere = plan.settings is not None and plan.settings.cluster is not None
+    if plan.platform == "cpu" and plan.params.engine == "vllm" and not elsewhere:
         limits += [
             "On a CPU all instances share the same cores, so adding instances adds no compute. On"
             " GPUs each instance has its own.",
