@@ -151,6 +151,7 @@ def partial_page(run_folder: Path) -> Path:
     """
     import nbformat
     from nbclient import NotebookClient
+    from nbclient.exceptions import DeadKernelError
 
     from workbench.experiment.result.so_far import result_so_far
     from workbench.hardware.machine import repository_root
@@ -171,11 +172,18 @@ def partial_page(run_folder: Path) -> Path:
     title = notebook.cells[:1]
     notebook.cells = [*title, *notebook.cells[measuring:]]
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
-    NotebookClient(
+    client = NotebookClient(
         notebook, kernel_name="python3", allow_errors=True,
         resources={"metadata": {"path": str(repository_root())}},
         extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
-    ).execute()  # fmt: skip
+    )  # fmt: skip
+    try:
+        client.execute()
+    except (DeadKernelError, AssertionError) as error:  # what nbclient raises on its way out
+        raise ResultError(
+            f"{run_folder} was not rendered: {_NO_MEMORY}; the run itself goes on, render it again"
+            " later"
+        ) from error
     for cell in notebook.cells:
         if any(output.output_type == "error" for output in cell.get("outputs", [])):
             # A figure of arms that are all still to come, for example.
