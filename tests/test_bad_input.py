@@ -11,6 +11,7 @@ from itertools import count
 from math import nan
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -21,6 +22,8 @@ from workbench.compose.compose_file import compose_file
 from workbench.control import tls_context
 from workbench.errors import WorkbenchError
 from workbench.experiment.plan.arms import plan
+from workbench.explorer.opening import form
+from workbench.explorer.sources import what_is
 from workbench.hardware import kv, physics
 from workbench.hardware.interpreter import Interpreter, interpreter
 from workbench.load.catalogue import build
@@ -32,6 +35,7 @@ from workbench.load.workload.workload import Workload, asked_again, short
 from workbench.load.workload.written import word_ids, written
 from workbench.monitoring.annotations import Grafana
 from workbench.monitoring.history import Prometheus
+from workbench.notebook_run import partial_page
 from workbench.params.notebooks import NOTEBOOKS, check_params
 from workbench.report.page import read_executed
 from workbench.serve.checks.argument_check import check_store_arguments
@@ -301,6 +305,8 @@ PARAMETERS = [
     (SWEEP, {**SIZES, "workload": "text"}, "working_sets needs workload=ref", "'text'", "short"),
     (SWEEP, {**SIZES, "rates_per_s": [1]}, "working_sets needs a closed", "'closed'", "rate sweep"),
     (SWEEP, {**SIZES, "requests": 4}, "requests=4 does not", "4", "-p working_sets 0.5,2,8"),
+    (SWEEP, {"time_budget_s": "an hour"}, "time_budget_s must be a number", "'an hour'", "3600"),
+    (SWEEP, {"time_budget_s": -1}, "time_budget_s must be between 0 and", "-1", "3600"),
     (SWEEP, {"rates_per_s": ["x"]}, "rates_per_s must be a list of numbers", "['x']", "1,2,4"),
     (SWEEP, {**LIMIT, "rates_per_s": [1]}, "search=True and rates_per_s=1", "True", ""),
     (SWEEP, {"rates_per_s": [1], "rate_per_s": 2}, "rate_per_s=2.0 and rates_per_s=1", "2", ""),
@@ -441,6 +447,11 @@ def foretold(**given: Any) -> None:
     predict(WHAT_IF, params, params.topologies[0])
 
 
+def spoiled_form() -> None:
+    with mock.patch("workbench.explorer.opening.find_spec", lambda name: name != "plotly" or None):
+        form("pd_sweep", interactive=True)
+
+
 def made(name: str, **options: Any) -> Workload:
     return build(name, **{"salt": "s", **options})
 
@@ -467,6 +478,8 @@ def store_arguments(*args: str) -> None:
 
 
 OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
+    (lambda: what_is(["a.log", "."], None), "explore takes one or two", "'a.log'", "result)"),
+    (spoiled_form, "wb.form needs ipywidgets", "plotly", "pip install"),
     # topology, GPUs, connectors, faults
     (lambda: Topology.parse("4"), "topology must be like 1p4d", "'4'", "5a (5 aggregated)"),
     (lambda: Topology(prefill=1), "topology must be like 1p4d", "'1p0d0a'", ""),
@@ -530,6 +543,13 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
      "-p connector mooncake -p mooncake_protocol rdma"),
     (lambda: plan(check_params(SWEEP, {"connector": "mooncake", "mooncake_protocol": "rdma"})),
      "mooncake_protocol must be tcp", "'rdma'", "without RDMA devices"),
+    (lambda: plan(check_params(SWEEP, {"engine": "simulated", "time_budget_s": 3})),
+     "time_budget_s must be at least", "3", "for a round of 3 arms"),
+    (lambda: partial_page(Path("/none/pd_sweep/a-run")), "/none/pd_sweep/a-run must be the folder",
+     "a-run", "a run that is unfinished"),
+    (lambda: partial_page(Path("/none/environment_check/here")),
+     "/none/environment_check/here must be in the folder of pd_sweep or single_", "here",
+     "--partial"),
     # what a compose file cannot have
     (lambda: compose_file({"engine": "simulated"}), "engine must be vllm, because a compose file",
      "'simulated'", "-p engine vllm"),
@@ -571,7 +591,7 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
     (lambda: foretold(fault="wrong_kv"), "fault must be the profile's ''", "'wrong_kv'", ""),
     (lambda: foretold(prompt_tokens=9_000), "prompt_tokens must be within the profiled lengths",
      "9,000", "-p prompt_tokens 8000"),
-    (lambda: foretold(ttft_limit_ms=5), "ttft_limit_ms must be at least 50", "5", ""),
+    (lambda: foretold(ttft_limit_ms=5), "ttft_limit_ms must be at least 25", "5", ""),
     (lambda: foretold(workload="multi_turn_conversation", rate_per_s=0), "workload must be one who",
      "'multi_turn_conversation'", "batch_processing"),
     (lambda: foretold(output_tokens=400_000, context_tokens=500_000), "context_tokens must be the",

@@ -109,6 +109,36 @@ def test_bad_input_is_one_sentence_and_nothing_starts(
     assert executed == []
 
 
+def target(outcome, text="pd tpot within 20%"):
+    return {
+        "target": text, "outcome": outcome, "value": 3.0, "low": 1.0, "high": 5.0,
+        "arm": "1p1d nixl", "pass": "cold", "baseline_arm": "2a", "baseline_pass": "cold",
+        "comparisons": 1, "why": "",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "status"),
+    [(["met", "met"], 0), (["met", "undecided"], 4), (["undecided", "not met"], 3)],
+)
+def test_targets_are_an_exit_status_on_demand(outcomes, status, executed, tmp_path, capsys):
+    executed.facts = {"targets": [target(outcome) for outcome in outcomes]}
+    words = ["run", "pd_sweep", "-q", "-p", "engine", "simulated", "-p", "output_dir"]
+    words += [str(tmp_path), "-p", "targets", "pd tpot within 20%"]
+    assert cli.main(words) == 0
+    assert cli.main([*words, "--check-targets"]) == status  # of the result that is reused
+    shown = capsys.readouterr().out
+    for outcome in outcomes:
+        line = f"{outcome}  pd tpot within 20%: 3.00 % [1.00, 5.00] (1p1d nixl, cold vs 2a)"
+        assert line in shown
+
+
+def test_an_exit_status_of_targets_needs_targets(executed, capsys):
+    assert cli.main(["run", "pd_sweep", "--check-targets"]) == 2
+    assert "--check-targets needs targets" in capsys.readouterr().err
+    assert executed == []
+
+
 def test_an_argument_that_vllm_does_not_know_is_refused_before_the_notebook_starts(
     executed, monkeypatch, capsys
 ):

@@ -152,11 +152,12 @@ def _parser() -> argparse.ArgumentParser:
     up.set_defaults(act=_up)
     report = acts.add_parser(
         "report",
-        help="render a run as one HTML file, or as Markdown",
+        help="render a run as one HTML file, as Markdown or Benchmark Report",
         description=(
             "Renders an executed notebook or a run folder. html: one page that opens offline. md:"
             " a folder with report.md, images, and all tables as CSV and XLSX, for GitHub and"
-            " HackMD. See docs/reports.md."
+            " HackMD. benchmark-report: a file in the format of llm-d-benchmark for each arm and"
+            " pass. See docs/reports.md."
         ),
     )
     report.add_argument("executed", type=Path, help="such as out.ipynb, or a run folder")
@@ -166,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
         " launches measured so far",
     )  # fmt: skip
     report.add_argument(
-        "--format", choices=("html", "md"), default="html",
+        "--format", choices=("html", "md", "benchmark-report"), default="html",
         help="default: html",
     )  # fmt: skip
     report.add_argument(
@@ -335,6 +336,10 @@ def _report(options: argparse.Namespace) -> int:
         from workbench.exports.note import write_note
 
         print(write_note(executed, image_base=options.image_base))
+    elif options.format == "benchmark-report":
+        from workbench.exports.benchmark_report import write_benchmark_reports
+
+        print(*write_benchmark_reports(executed), sep="\n")
     else:
         from workbench.report.page import write_page
 
@@ -538,11 +543,12 @@ def _run(options: argparse.Namespace) -> int:
     from workbench.terminal import closing_lines, say, summary_line
 
     say(*closing_lines(run), problem=bool(run.problem) or options.json)
+    status = run.exit_status
+    if options.check_targets and run.facts and not status:
+        status = _status_of(run.facts.targets, not_met=3, undecided=4)
     if options.json:
-        print(summary_line(run))
-    if options.check_targets and run.facts and not run.exit_status:
-        return _status_of(run.facts.targets, not_met=3, undecided=4)
-    return run.exit_status
+        print(summary_line(run, status))
+    return status
 
 
 def _status_of(rows: Sequence[TargetRow], *, not_met: int, undecided: int) -> int:

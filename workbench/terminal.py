@@ -84,12 +84,13 @@ def next_step(facts: RunFacts) -> str:
     return next(filter(None, [facts.next_step, *steps]), "")
 
 
-def summary_line(run: NotebookRun) -> str:
+def summary_line(run: NotebookRun, exit_status: int) -> str:
     """The run as one line of JSON: all that `closing_lines` says, with paths and the exit status.
 
     docs/result.md lists the fields; result.json has the rest.
     """
-    return json.dumps(_summary(run), ensure_ascii=False, allow_nan=False)
+    summary = _summary(run) | {"exit_status": exit_status}
+    return json.dumps(summary, ensure_ascii=False, allow_nan=False)
 
 
 def summary_of_all(runs: Sequence[NotebookRun], index: Path | None) -> str:

@@ -79,7 +79,7 @@ async def test_a_master_that_dies_ends_the_pass_within_seconds(
         killed_s.append(time.monotonic())
 
     result = await measured({"topology": "1p1d"}, tmp_path, echo=kill_after_the_cold_pass)
-    assert time.monotonic() - killed_s[0] < 15
+    assert time.monotonic() - killed_s[-1] < 15  # a launch is measured once more
     (gate,) = [gate for gate in result.facts["gates"] if gate["name"] == "every pass ran"]
     assert gate["outcome"] == "FAIL"
     assert "store ended by itself, and the pass was stopped: killed by SIGKILL" in gate["sentence"]
@@ -117,7 +117,7 @@ async def test_a_prefill_that_dies_ends_the_pass_within_seconds(
 
     given = {"connector": "mooncake", "topology": "1p1d", "prompt_tokens": 600, "requests": 60}
     result = await measured(given, tmp_path, echo=kill_soon_after_the_cold_pass)
-    assert time.monotonic() - killed_s[0] < 15
+    assert time.monotonic() - killed_s[-1] < 15  # a launch is measured once more
     (gate,) = [gate for gate in result.facts["gates"] if gate["name"] == "every pass ran"]
     assert gate["outcome"] == "FAIL"
     said = "prefill-0 ended by itself, and the pass was stopped: killed by SIGKILL"

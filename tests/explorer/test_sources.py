@@ -71,3 +71,13 @@ def test_unknown_names_are_refused_before_a_form_is_shown():
         wb.form("pd_swep")
     with pytest.raises(ParameterError, match="did you mean 'rounds'"):
         wb.form("pd_sweep", round=3)
+
+
+def test_a_result_without_requests_names_the_runs_that_it_made(recorded, tmp_path):
+    run = tmp_path / "runs" / "one" / "pd_sweep" / "1a"
+    bare = Result(run=recorded.run, folder=tmp_path, frames={})
+    assert "Nothing was measured" in wb.explore(bare, interactive=True).data
+    run.mkdir(parents=True)
+    (run / "result.json").touch()
+    assert f"wb.explore({str(run)!r})" in wb.explore(bare, interactive=True).data
+    assert wb.explore(bare, interactive=False) is None

@@ -138,10 +138,14 @@ def test_several_models_have_a_section_each(result, tmp_path):
         "n_failed": 0, "n_rounds": 5, "metric": "ttft_s",
     }  # fmt: skip
     ratio = {"value": 2.0, "low": 1.5, "high": 2.5, "rounds": 5, "pairs": 30}
-    arms, rows, found = [], [], []
+    arms, rows, found, models = [], [], [], []
     for model, seconds in (("big_70b", 2.0), ("small|8b", 0.5)):
         label = f"{model}, 1p4d"
-        arms.append({"label": label, "topology": "1p4d", "model": model})
+        arms.append({"label": label, "topology": "1p4d", "short_model": model})
+        models.append({
+            "model": model, "name": f"hub/{model}", "layers": 80, "dtype": "bf16",
+            "kv_bytes_per_token": 1.0, "prompt_tokens": 100, "workload_hash": "a",
+        })  # fmt: skip
         estimate = {"value": seconds, "low": seconds, "high": seconds, "n": 30}
         rows.append(row | {"arm": label, "estimate": estimate})
         found.append({
@@ -150,10 +154,11 @@ def test_several_models_have_a_section_each(result, tmp_path):
             "sentence": f"{label}: 2.0x faster",
         })  # fmt: skip
     facts = result | {"schema": 2, "arms": arms, "summary": rows, "comparisons": found}
+    facts |= {"models": models}
     (tmp_path / "result.json").write_text(json.dumps(facts))
     soup = shown(write_note(tmp_path))
     for model, ttft in (("big_70b", "2,000"), ("small|8b", "500")):
-        heading = soup.find("h2", string=model)
+        heading = soup.find("h2", string=f"hub/{model}")
         section = heading.find_next_sibling("table")
         assert ttft in section.get_text()
         assert heading.find_next_sibling("ul").li.get_text() == f"{model}, 1p4d: 2.0x faster"

@@ -109,6 +109,10 @@ def test_only_the_gpus_of_the_arm_are_read_and_a_uuid_names_one_too(nvml):
     assert [meter.name for meter in find_meters("cuda", ["GPU-aa"]).found] == ["GPU GPU-aa"]
 
 
+def test_servers_without_known_gpus_are_said(nvml):
+    assert find_meters("cuda", []).missing == "the GPUs of the servers are not known"
+
+
 def test_power_of_a_gpu_without_a_counter_is_integrated(nvml, monkeypatch):
     found = find_meters("cuda", ["1"])
     watts = iter([500.0, 300.0, 300.0])

@@ -192,6 +192,28 @@ def test_a_gate_ends_its_sentence_before_the_next_step(result):
     )
 
 
+def test_targets_stand_above_the_main_figure_and_an_invalid_one_is_struck_out(whole, result):
+    rows = [
+        {"target": "store-warm ttft cut >= 60%", "outcome": "met", "value": 72.0, "low": 68.0,
+         "high": 75.0, "arm": "1p4d", "pass": "store-warm", "baseline_arm": "1p4d",
+         "baseline_pass": "cold", "comparisons": 2, "why": ""},
+        {"target": "pd throughput >= 150%", "outcome": "undecided", "value": 210.0, "low": 190.0,
+         "high": 230.0, "arm": "1p4d", "pass": "cold", "baseline_arm": "5a",
+         "baseline_pass": "cold", "comparisons": 1, "why": "not valid: KV was not transferred"},
+    ]  # fmt: skip
+    whole.cells.append(cell("again", {MIME: {**result, "targets": rows}}))
+    soup = BeautifulSoup(render(whole, {**result, "targets": rows}), "html.parser")
+    first, second = soup.select(".targets tbody tr")
+    assert [part.get_text() for part in first(["th", "td"])] == [
+        "store-warm ttft cut >= 60%",
+        "● met",
+        "72.0 % [68.0, 75.0]1p4d, store-warm vs cold (the worst of 2)",
+    ]
+    assert second.s.get_text() == "210 % [190, 230]"
+    assert "not valid: KV was not transferred" in second.get_text()
+    assert "targets" not in str(page(result=result).select("table[class]"))
+
+
 def test_the_end_has_limits_command_and_what_a_check_needs(result):
     soup = page(result=result)
     assert "Nothing is said about throughput." in soup.text
@@ -415,3 +437,16 @@ def test_what_is_no_notebook_is_refused_with_a_sentence(tmp_path, text):
         source.write_text(text)
     with pytest.raises(ResultError, match=r"x\.ipynb cannot be read as a notebook"):
         write_page(source)
+
+
+def test_a_partial_page_says_so_in_title_band_badge_and_headline(result):
+    launches = {"planned": 9, "measured": 4, "planned_rounds": 3, "rounds": 2, "took_s": {}}
+    shown = page(result=result | {"status": "started", "launches": launches})
+    assert shown.title.get_text().startswith("Partial: ")
+    assert shown.h1.get_text().startswith("So far: ")
+    band = shown.select_one(".band.partial").get_text()
+    assert band.startswith("Partial. 4 of 9 launches have been measured (")
+    assert "can still change" in band
+    assert "partial: 4 of 9 launches" in shown.select_one(".badge").get_text()
+    whole = page(result=result | {"launches": launches | {"measured": 9}})
+    assert not whole.select(".band.partial") and "artial" not in whole.title.get_text()

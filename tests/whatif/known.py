@@ -116,7 +116,7 @@ def known_run(topology: str = "1p1d", *, folder: Path = Path("none")) -> Result:
         label=topology, topology=topology, connector="nixl", instances=2, command_lines=COMMANDS
     )
     run = RunFacts(
-        notebook="profile", run_id="known-run", status="success", simulated=True,
+        notebook="pd_sweep", run_id="known-run", status="success", simulated=True,
         parameters=PARAMETERS | {"topology": topology, "concurrency": 4, "requests": 24},
         machine=here(), arms=(arm,), engine=EngineFacts(kv_bytes_per_token=768.0),
     )  # fmt: skip
@@ -138,7 +138,9 @@ def _as_rows(found: Simulated, arm: str, name: str) -> tuple[pd.DataFrame, pd.Da
             "ideal_reuse_tokens": 0, "output_tokens": out, "error": "",
             "scheduled_s": row["sent_s"], "sent_s": row["sent_s"],
             "chunk_s": first + row["tpot_s"] * np.arange(out), "chunk_tokens": [1] * out,
-            "engine_metrics": _metrics(row["transfer_queue_s"], row["decode_step_s"]),
+            "engine_metrics": _metrics(
+                row["transfer_queue_s"], row["decode_step_s"], row["tpot_s"]
+            ),
         })  # fmt: skip
         legs.append({
             **key, "prefill_instance": "http://p", "decode_instance": "http://d", "at_once": False,
@@ -149,6 +151,8 @@ def _as_rows(found: Simulated, arm: str, name: str) -> tuple[pd.DataFrame, pd.Da
     return pd.DataFrame(requests), pd.DataFrame(legs)
 
 
-def _metrics(queue_s: float, first_s: float) -> str:
+def _metrics(queue_s: float, first_s: float, itl_s: float | None = None) -> str:
     said = {"queue_time_ms": 1000 * queue_s, "time_to_first_token_ms": 1000 * first_s}
+    if itl_s is not None:
+        said["mean_itl_ms"] = 1000 * itl_s
     return orjson.dumps(said).decode()

@@ -28,6 +28,7 @@ from workbench.explorer.style import style
 
 _LISTED = 50
 _SIDES = ("A", "B")
+_NOTHING = np.array([np.nan])
 
 
 @dataclass(slots=True)
@@ -313,7 +314,8 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         for name in side.names:
             of_series = side.series == name
             line = values[side.picked & of_series]
-            below, percent = distribution(line)
+            # Without any point Plotly would take it off the legend.
+            below, percent = distribution(line) if len(line) else (_NOTHING, _NOTHING)
             # Plotly's widget drops from a trace what a batch sets on other traces only.
             marker = pictures.MARKER | self._looks[name] | {"size": 7}
             self._traces[number, "spread", name].update(

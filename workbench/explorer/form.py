@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Mapping
 from html import escape
@@ -150,7 +151,7 @@ class Form(widgets.VBox):  # type: ignore[misc]
             return
         if params is self._params:
             self._plan = made
-            self.plan_text.value = f"<pre tabindex='0'>{escape(without_commands(made.text))}</pre>"
+            self.plan_text.value = f"<pre tabindex='0'>{escape(_short(made.text))}</pre>"
             self.run_button.disabled = self.running
 
     # ---- a run
@@ -269,6 +270,11 @@ class _Live:
         return True
 
 
+def _short(plan: str) -> str:
+    """A plan without the command lines of its processes, and without gaps where they stood."""
+    return re.sub(r"\n{3,}", "\n\n", without_commands(plan))
+
+
 async def _every(period_s: float, do: Callable[[], None]) -> None:
     while True:
         await asyncio.sleep(period_s)
@@ -281,7 +287,10 @@ def _input(field: Field, values: Mapping[str, Any]) -> Any:
     style_of, layout = {"description_width": "140px"}, widgets.Layout(width="330px")
     if isinstance(field.default, bool):
         return widgets.Checkbox(
-            value=str(value).lower() == "true", description=field.name, style=style_of
+            value=str(value).lower() == "true",
+            description=field.name,
+            style=style_of,
+            layout=layout,
         )
     if field.choices:
         options = list(dict.fromkeys([*field.choices, as_text(value)]))

@@ -30,8 +30,9 @@ def form(notebook: str, *, interactive: bool | None = None, **values: Any) -> An
 
         check_params(notebook, dict.fromkeys(sorted(unknown), ""))
     if not _shown(interactive):
-        markdown: Any = import_module("IPython.display").Markdown
-        return markdown(f"`wb.form` needs JupyterLab or VS Code. Here: `workbench run {notebook}`.")
+        return _markdown(
+            f"`wb.form` needs JupyterLab or VS Code. Here: `workbench run {notebook}`."
+        )
     _prepare("wb.form")
     from workbench.explorer.form import Form
 
@@ -51,7 +52,12 @@ def explore(
     ResultError for a folder without a result, ParameterError for a log that cannot be read, and
     PlanError without the packages.
     """
-    from workbench.explorer.sources import static_figures, what_is
+    from workbench.explorer.sources import (
+        has_requests,
+        static_figures,
+        what_is,
+        without_requests,
+    )
 
     found = what_is(what, other)
     if not _shown(interactive):
@@ -59,11 +65,18 @@ def explore(
         for figure in static_figures(found):
             display(figure)
         return None
+    if bare := [one for one in found if isinstance(one, Result) and not has_requests(one)]:
+        return _markdown(without_requests(bare[0]))
     _prepare("wb.explore")
     from workbench.explorer.explorer import Explorer
     from workbench.explorer.sources import source_of
 
     return Explorer([source_of(one) for one in found])
+
+
+def _markdown(text: str) -> Any:
+    show: Any = import_module("IPython.display").Markdown
+    return show(text)
 
 
 def _shown(interactive: bool | None) -> bool:

@@ -92,8 +92,21 @@ def static_figures(found: Sequence[What]) -> Iterator[figures.Chart]:
     for what in found:
         if isinstance(what, LogFiles):
             yield figures.served_over_requests(log_tokens(what.summary))
-        elif "requests" in what.frames:
+        elif has_requests(what):
             yield figures.requests_over_time(what.requests)
+
+
+def has_requests(result: Result) -> bool:
+    """Whether a result has rows of its own."""
+    return "requests" in result.frames or (result.folder / "requests.parquet").exists()
+
+
+def without_requests(result: Result) -> str:
+    """What to explore instead of a result of checks or claims, as Markdown."""
+    runs = sorted(path.parent for path in result.folder.glob("runs/**/result.json"))
+    lines = [f"- `wb.explore({str(run)!r})`" for run in runs]
+    told = "They are in the runs that it made:" if runs else "Nothing was measured."
+    return "\n".join([f"This result has no requests of its own. {told}", "", *lines])
 
 
 def _is_run(one: Any) -> bool:

@@ -26,8 +26,9 @@ def style() -> str:
 .wb-bar span, .workbench td i {{ box-shadow: inset 0 0 0 1px #7f8c99; }}
 .wb-help {{ opacity: .85; }}
 .wb-field {{ flex-flow: row wrap; align-items: center; }}
+.wb-field > .widget-html {{ flex: 1 1 240px; }}
 .workbench .wb-group {{ text-align: left; }}
-.wb-wrong input, .wb-wrong select {{ outline: 2px solid {_WRONG} !important; }}
-.wb-problem {{ color: {_WRONG}; font-weight: 600; }}
+.workbench .wb-wrong :is(input, select) {{ box-shadow: 0 0 0 2px {_WRONG} !important; }}
+.workbench .wb-problem .widget-html-content {{ color: {_WRONG}; font-weight: 600; }}
 .workbench :focus-visible {{ outline: 2px solid #0072B2; outline-offset: 1px; }}
 </style>"""

@@ -13,8 +13,8 @@ from pathlib import Path
 from bs4 import BeautifulSoup, Tag
 
 from workbench.experiment.result.result import Result
-from workbench.exports.image_files import FOLDER as IMAGES
-from workbench.exports.image_files import save_pictures
+from workbench.exports.drawings import FOLDER as IMAGES
+from workbench.exports.drawings import save_drawings
 from workbench.exports.markdown import markdown, tag
 from workbench.exports.sheets import BOOK, save_tables
 from workbench.exports.sheets import FOLDER as TABLES
@@ -54,7 +54,7 @@ def write_note(path: str | Path, *, image_base: str = "") -> Path:
         _add_models(page, found.result)
     _reorder(page)
     _save_texts(page, folder)
-    save_pictures(page, folder)
+    save_drawings(page, folder)
     if found.result is not None:
         _add_files(page, save_tables(found.result, folder, near=source))
     if image_base:
@@ -127,18 +127,17 @@ def _card_row(card: Tag) -> Tag:
 def _add_models(page: Tag, result: Result) -> None:
     """A section for each model where a run has several: its medians and ratios."""
     run = result.run
-    models = list(dict.fromkeys(arm.model for arm in run.arms if arm.model))
     before = page.find("h2", string=re.compile("What this does not show|Repeat it|Parameters,"))
-    if len(models) < 2 or before is None:
+    if before is None:
         return
-    for model in models:
-        arms = {arm.label for arm in run.arms if arm.model == model}
+    for model in run.models:
+        arms = {arm.label for arm in run.arms if arm.short_model == model.model}
         summary = tuple(row for row in run.summary if row.arm in arms)
         found = tuple(row for row in run.comparisons if {*row.arms} <= arms)
         own = replace(result, run=replace(run, summary=summary, comparisons=found))
         metrics = dict.fromkeys(row.metric.removesuffix("_s") for row in summary)
         shown = table(own.medians(*metrics)) if summary else None
-        before.insert_before(tag("h2", model))
+        before.insert_before(tag("h2", model.name))
         if shown is not None:
             html = BeautifulSoup(shown.to_html(), "html.parser")
             _mark_styles(html)

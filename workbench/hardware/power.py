@@ -77,6 +77,8 @@ def find_meters(platform: Platform, devices: Sequence[str]) -> Meters:
     """The meters of some GPUs (as CUDA_VISIBLE_DEVICES names them), or of the CPU's packages."""
     if platform == "cpu":
         return _rapl()
+    if not devices:
+        return Meters(missing="the GPUs of the servers are not known")
     name, package, start, of_device = {
         "cuda": ("pynvml", "package nvidia-ml-py", "nvmlInit", _nvidia),
         "rocm": ("amdsmi", "comes with ROCm", "amdsmi_init", _amd),

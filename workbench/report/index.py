@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
@@ -12,9 +14,10 @@ import nbformat
 from workbench.errors import ResultError
 from workbench.experiment.result.facts import RunFacts, RunOutcome
 from workbench.experiment.result.result_file import read_facts
-from workbench.experiment.result.run_folder import SO_FAR
+from workbench.experiment.result.run_folder import EARLIER, SO_FAR
 from workbench.experiment.result.so_far import attempts_of
 from workbench.params.notebooks import NOTEBOOKS
+from workbench.report.figures.over_time import histories, models_of, topologies_of
 from workbench.report.numbers import duration, moment
 from workbench.report.outcome import failure_of, gates_line, outcome_of, worst_outcome
 from workbench.report.templating import fill
@@ -38,6 +41,10 @@ class Run:
     """Sort key: seconds since the epoch at which it started, or its folder was last written."""
     link: str
     """Address of the report relative to the index; empty where there is no report."""
+    models: tuple[str, ...] = ()
+    topologies: tuple[str, ...] = ()
+    results: tuple[RunFacts, ...] = ()
+    """Its result and those that reruns replaced."""
 
 
 def write_index(outputs_dir: str | Path) -> Path:
@@ -56,10 +63,28 @@ def write_index(outputs_dir: str | Path) -> Path:
         for path in sorted(folder.iterdir(), key=_as_run_all)
         if path.is_dir() and not path.name.startswith(".")
     }
+    notebooks = {name: runs for name, runs in notebooks.items() if runs}
     target = folder / "index.html"
-    page = fill("index.html.j2", notebooks={name: runs for name, runs in notebooks.items() if runs})
+    page = fill(
+        "index.html.j2",
+        notebooks=notebooks,
+        series={name: histories(each.results for each in runs) for name, runs in notebooks.items()},
+        choices=_choices(notebooks),
+    )
     target.write_text(page, encoding="utf-8")
     return target
+
+
+def _choices(notebooks: Mapping[str, Sequence[Run]]) -> dict[str, list[str]]:
+    """What each filter offers."""
+    runs = [run for each in notebooks.values() for run in each]
+    found = {
+        "notebook": list(notebooks),
+        "model": sorted({model for run in runs for model in run.models}),
+        "topology": sorted({topology for run in runs for topology in run.topologies}),
+        "outcome": sorted({run.outcome.word for run in runs}),
+    }
+    return {name: values for name, values in found.items() if len(values) > 1}
 
 
 def _as_run_all(path: Path) -> tuple[int, str]:
@@ -89,7 +114,15 @@ def _read(folder: Path) -> Run:
         facts = read_facts(folder / "result.json")
     except (OSError, ResultError) as error:
         return _run(folder, None, f"result.json cannot be read: {error}")
-    return _run(folder, facts, facts.finding or "No finding.")
+    run = _run(folder, facts, facts.finding or "No finding.")
+    return replace(run, results=(*_earlier(folder), facts))
+
+
+def _earlier(folder: Path) -> Iterator[RunFacts]:
+    """The results that reruns replaced; one that cannot be read is left out."""
+    for path in sorted((folder / EARLIER).glob("*.json")):
+        with suppress(OSError, ResultError):
+            yield read_facts(path)
 
 
 def _why_failed(folder: Path) -> str:
@@ -119,6 +152,8 @@ def _run(folder: Path, facts: RunFacts | None, finding: str, *, page: str = "rep
         duration=duration(facts.duration_s) if facts else "",
         when_s=_seconds(started) or folder.stat().st_mtime,
         link=quote(f"{folder.parent.name}/{folder.name}/{page}") if report.is_file() else "",
+        models=models_of(facts) if facts else (),
+        topologies=topologies_of(facts) if facts else (),
     )
 
 

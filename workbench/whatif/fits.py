@@ -70,17 +70,22 @@ def fit(
 
 
 def _solve(design: NDArray[np.float64], measured_s: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Iteratively reweighted least squares with Huber's weights."""
-    scaled = design / measured_s[:, None]
-    size = np.linalg.norm(scaled, axis=0)
+    """Iteratively reweighted least squares: errors relative to the fit, with Huber's weights.
+
+    Relative to the fit, not to the measured duration: one near 0 would outweigh all others.
+    """
+    size = np.linalg.norm(design, axis=0)
     size[size == 0] = 1.0
-    scaled /= size
+    usual_s = float(np.median(measured_s))
+    scale_s: NDArray[np.float64] = np.full(len(measured_s), usual_s)
     weights: NDArray[np.float64] = np.ones(len(measured_s))
     found: NDArray[np.float64] = np.zeros(design.shape[1])
     for _ in range(_ROUNDS):
-        root = np.sqrt(weights)
-        found, _ = nnls(scaled * root[:, None], root)
-        off = np.abs(scaled @ found - 1)
+        root = np.sqrt(weights) / scale_s
+        found, _ = nnls(design / size * root[:, None], measured_s * root)
+        fitted_s = design @ (found / size)
+        scale_s = np.maximum(fitted_s, 0.05 * usual_s)
+        off = np.abs(measured_s - fitted_s) / scale_s
         spread = max(1.4826 * float(np.median(off)), 1e-9)
         weights = 1 / np.maximum(1.0, off / (_HUBER * spread))
     solved: NDArray[np.float64] = found / size

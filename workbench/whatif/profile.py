@@ -37,9 +37,12 @@ FREE = frozenset(
         *("target_reuse", "trace_file", "trace_block_tokens", "trace_speed", "arrivals"),
         *("concurrency", "rate_per_s", "burstiness", "end_rate_per_s", "seed", "ttft_limit_ms"),
         *("tpot_limit_ms", "limits_share", "rounds", "opponents", "output_dir", "client_workers"),
+        *("gpu_hour_price", "time_budget_s"),
     )
 )
 """Parameters that a prediction may set; all others are those of the profile."""
+LARGEST_RESIDUAL = 0.3
+"""Median of |measured / fitted - 1| of prefill and decode above which there is no profile."""
 LEAST_OVERLAPS = 5
 """Transfers beside another one, without which their slope is not fitted."""
 _STEP_TOKENS, _STEP_SEQUENCES = 2048, 256
@@ -180,6 +183,13 @@ def profile_of(result: Result) -> Profile:
         ["prompt_tokens", "front_s", "handoff_s", "decode_server_s", "stream_s"]
     ]
     decode = _decode(rows, run.run_id)
+    for what, one in (("prefill", prefill), ("decode", decode)):
+        if one.residual > LARGEST_RESIDUAL:
+            raise ResultError(
+                f"{run.run_id} gives no profile: its {what} times differ from the fit by"
+                f" {one.residual:.0%} in the median, limit {LARGEST_RESIDUAL:.0%}; measure again on"
+                " an idle machine (example: workbench profile -p requests 48)"
+            )
     return Profile(
         run_id=run.run_id,
         simulated=run.simulated,
@@ -258,26 +268,30 @@ def _prefill(alone: pd.DataFrame, step_tokens: int) -> Fit:
 
 
 def _decode(rows: pd.DataFrame, run_id: str) -> Fit:
-    """A step from the mean gap of each request, its mean batch and the KV in it."""
+    """A step from the engine's mean gap of each request, its mean batch and the KV in it.
+
+    The engine's, because a client that is busy reads several tokens at once.
+    """
     batches, tokens, took_s = [], [], []
     for _, group in rows.groupby(["round", "pass"]):
-        stamps = [np.asarray(one, float) for one in group["chunk_s"]]
-        first = np.array([one[0] for one in stamps])
-        last = np.array([one[-1] for one in stamps])
+        first = group["chunk_s"].map(lambda stamps: stamps[0]).to_numpy(float)
+        metrics = [json.loads(text) for text in group["engine_metrics"]]
+        gap_s = np.array([one.get("mean_itl_ms") or np.nan for one in metrics]) / 1000
+        later = group["output_tokens"].to_numpy(float) - 1
+        last = first + np.where(later > 0, later * np.nan_to_num(gap_s), 0.0)
         prompts = group["prompt_tokens"].to_numpy(float)
-        for own, tpot_s in zip(stamps, group["tpot_s"], strict=True):
-            if not tpot_s > 0:
+        for own, steps, step_s in zip(first, later, gap_s, strict=True):
+            if not step_s > 0:
                 continue
-            # In the step that ends at a stamp are those whose first token is not later.
-            ends = own[1:, None]
-            inside = (first[None, :] <= ends + tpot_s / 2) & (last[None, :] >= ends - tpot_s / 2)
-            made = np.clip((ends - first[None, :]) / tpot_s, 0, None)
+            # In the step that ends at a time are those whose first token is not later.
+            ends = own + step_s * np.arange(1, steps + 1)[:, None]
+            inside = (first[None, :] <= ends + step_s / 2) & (last[None, :] >= ends - step_s / 2)
+            made = np.clip((ends - first[None, :]) / step_s, 0, None)
             batches.append(inside.sum(axis=1).mean())
             tokens.append((inside * (prompts[None, :] + made)).sum(axis=1).mean())
-            took_s.append(tpot_s)
+            took_s.append(step_s)
     batch, kv = np.array(batches), np.array(tokens)
-    if len(np.unique(batch.round())) < LEAST_BATCHES:
-        sizes = len(np.unique(batch.round()))
+    if (sizes := len(np.unique(batch.round()))) < LEAST_BATCHES:
         raise ResultError(_too_small(run_id, "decode batches", sizes, LEAST_BATCHES))
     return fit(
         {"steps": np.ones_like(batch), "sequences": batch, "kv_tokens": kv},

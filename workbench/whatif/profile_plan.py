@@ -34,6 +34,8 @@ def profile_plan(params: PdSweep) -> ExperimentPlan:
     if not means.transfers or means.at_once:
         allowed = "one that moves KV after prefill has ended, such as nixl or lmcache"
         raise PlanError(must_be("connector", allowed, params.connector, "nixl"))
+    if params.models:
+        raise PlanError(must_be("models", "empty (a profile is of one model)", params.models, ""))
     settings, model, _ = engine_of(params)
     wanted = workload_of(params, settings, model).sample
     tokens = [request.prompt_tokens for request in wanted.requests]

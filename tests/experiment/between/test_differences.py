@@ -11,6 +11,7 @@ from workbench.experiment.between.differences import (
     first_line,
     options,
 )
+from workbench.experiment.result.facts import ModelRow
 from workbench.experiment.result.result_file import read_facts
 
 
@@ -25,6 +26,14 @@ def with_parameters(run, **changes):
 
 def with_machine(run, **changes):
     return replace(run, machine=dict(run.machine) | changes)
+
+
+def a_model(**changes):
+    row = ModelRow(
+        model="tiny", name="tiny", layers=1, dtype="float32", kv_bytes_per_token=1.0,
+        prompt_tokens=100, workload_hash="a" * 64,
+    )  # fmt: skip
+    return replace(row, **changes)
 
 
 def test_two_runs_of_one_command_are_a_repetition(base):
@@ -95,10 +104,15 @@ def test_where_the_output_goes_is_no_setting(base):
             "workload must be the same in both runs, got reference",
         ),
         (lambda run: replace(run, engine=replace(run.engine, dtype="x")), "model", "dtype must be"),
+        (
+            lambda run: replace(run, models=(a_model(layers=3),)),
+            "model",
+            "layers of tiny must be the same in both runs, got 1 in one and 3 in two",
+        ),
     ],
 )
 def test_unlike_runs_are_refused_unless_told_otherwise(base, changed, kind, message):
-    base = replace(base, engine=replace(base.engine, dtype="float32"))
+    base = replace(base, engine=replace(base.engine, dtype="float32"), models=(a_model(),))
     runs = {"one": base, "two": changed(base)}
     with pytest.raises(ResultError, match=message) as refused:
         check_alike(runs)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from workbench.errors import PlanError
-from workbench.experiment.findings.compare import rivals
+from workbench.experiment.plan.compared import rivals
 from workbench.serve.connectors import CONNECTORS, Connector
 
 ALL = {"engine": "simulated", "connector": "all"}

@@ -69,7 +69,7 @@ def test_without_price_and_meters_there_are_no_columns_for_them():
 @pytest.mark.parametrize(
     ("changed", "cell"),
     [
-        ({"met": nan}, "none"),
+        ({"met": nan}, "less than 6"),
         ({"missed": nan}, "4 or more"),
         ({"settled": False}, "about 4"),
         ({"load": "users", "met": 16}, "16"),

@@ -8,7 +8,14 @@ import pytest
 from workbench.errors import ResultError
 from workbench.experiment.result.facts import RunFacts
 from workbench.experiment.result.result import load_result
-from workbench.experiment.result.run_folder import RunFolder, output_root, read_frame, write_frame
+from workbench.experiment.result.result_file import read_facts
+from workbench.experiment.result.run_folder import (
+    EARLIER,
+    RunFolder,
+    output_root,
+    read_frame,
+    write_frame,
+)
 from workbench.hardware.machine import repository_root
 
 
@@ -54,6 +61,18 @@ def test_a_better_run_takes_its_place(tmp_path):
     assert result.run.finding == "second"
     assert set(result.requests["finding"]) == {"second"}
     assert (again.home / "logs" / "store.log").read_text() == "second"
+
+
+def test_the_result_that_was_replaced_is_kept_and_notes_of_it_are_not(tmp_path):
+    first = open_folder(tmp_path)
+    finish(first, "first")
+    note = first.home / "report" / "report.md"
+    note.parent.mkdir()
+    note.touch()
+    finish(open_folder(tmp_path), "second")
+    (earlier,) = (first.home / EARLIER).iterdir()
+    assert read_facts(earlier).finding == "first"
+    assert not note.exists()
 
 
 def test_a_run_that_failed_leaves_the_earlier_result_untouched(tmp_path):

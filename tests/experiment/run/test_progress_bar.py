@@ -3,6 +3,7 @@
 import io
 import re
 import sys
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -73,6 +74,15 @@ def test_a_kernel_that_papermill_started_has_no_front_end(name, monkeypatch):
     assert not has_front_end()
     monkeypatch.setenv("JPY_SESSION_NAME", "notebooks/pd_sweep.ipynb")  # `!papermill` in a cell
     assert not has_front_end()
+
+
+def test_a_notebook_of_vs_code_has_a_front_end(monkeypatch):
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    shell = SimpleNamespace(user_ns={})
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    assert not has_front_end()
+    shell.user_ns["__vsc_ipynb_file__"] = "notebooks/pd_sweep.ipynb"
+    assert has_front_end()
 
 
 CELL = f"""

@@ -18,3 +18,19 @@ def guidellm_report(version: int = 2, **change: Any) -> dict[str, Any]:
     bad = good | {"info": late, "time_to_first_token_ms": None}
     requests = {"successful": [good], "errored": [bad], "incomplete": []}
     return {"metadata": {"version": version}, "benchmarks": [{"requests": requests}]}
+
+
+def benchmark_report(version: str = "0.2", units: str = "s", **ttft: Any) -> dict[str, Any]:
+    """As inference-perf 0.7 writes it, by llmdbenchmark/analysis/benchmark_report."""
+    shown = {"units": units, "mean": 0.3, "p50": 0.25, "p90": 0.5, **ttft}
+    load = {"tool": "inference-perf", "tool_version": "0.7.0"}
+    aggregate = {
+        "requests": {"total": 200, "failures": 3},
+        "latency": {"time_to_first_token": shown, "request_latency": {"units": "s", "mean": 1.0}},
+    }
+    return {
+        "version": version,
+        "run": {"uid": "inference-perf-stage-0-1"},
+        "scenario": {"load": {"standardized": load}},
+        "results": {"request_performance": {"aggregate": aggregate}},
+    }

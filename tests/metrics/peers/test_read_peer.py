@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
-from tests.metrics.peers.peer_files import guidellm_report
+from tests.metrics.peers.peer_files import benchmark_report, guidellm_report
 from workbench.errors import ResultError
 from workbench.metrics.definitions import card
 from workbench.metrics.latency import icl, system_tps
@@ -424,6 +425,10 @@ GUIDELLM_SUMMARY = guidellm_03_report(requests={"successful": [], "errored": []}
             "GuideLLM, but of an unknown version",
         ),
         ("metadata:\n  version: 1\nbenchmarks:\n", "GuideLLM report in CSV or YAML"),
+        (benchmark_report(version="0.1"), "Benchmark Report of version 0.2, got 0.1"),
+        (benchmark_report(units="fortnights"), "Benchmark Report, but of an unknown version"),
+        ("version: 0.2\nresults: [\n", "is damaged"),
+        ({"version": "0.2", "results": {}}, "holds no requests of Benchmark Report"),
         (
             aiperf_record(metrics={"ttft": {"value": 1, "unit": "ms"}}),
             "AIPerf, but of an unknown version",
@@ -472,3 +477,18 @@ def test_files_from_the_field():
     assert len(read_peer(others / "summary.csv")) == 10
     with pytest.raises(ResultError, match="genai-perf"):
         read_peer(others / "profile_export_genai_perf.json")
+
+
+@pytest.mark.parametrize("form", [json.dumps, yaml.safe_dump])
+def test_a_benchmark_report_has_percentiles_and_no_requests(tmp_path, form):
+    frame = read(tmp_path, form(benchmark_report()))
+    assert frame.empty and {"arm", "ttft_s", "prompt_tokens"} <= {*frame.columns}
+    assert frame.attrs["quantiles"] == {("ttft_s", 0.5): 0.25, ("ttft_s", 0.9): 0.5}
+    assert frame.attrs["version"] == "0.2, inference-perf 0.7.0"
+    assert (frame.attrs["kept"], frame.attrs["total"]) == (0, 200)
+    assert "3 of 200 requests failed." in frame.attrs["doubts"]
+
+
+def test_a_benchmark_report_in_milliseconds_is_read_in_seconds(tmp_path):
+    frame = read(tmp_path, benchmark_report(units="ms", p50=250.0, p90=500.0))
+    assert frame.attrs["quantiles"] == {("ttft_s", 0.5): 0.25, ("ttft_s", 0.9): 0.5}

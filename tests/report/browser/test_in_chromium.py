@@ -105,6 +105,17 @@ def test_the_answer_stands_on_the_first_screen(show: Open, notebook: str) -> Non
     assert figure["y"] < DESK["height"] - 200
 
 
+def test_a_filter_of_the_index_leaves_the_runs_that_fit(show: Open) -> None:
+    tab = show("index")
+    rows = tab.locator("tr[data-outcome]")
+    assert tab.locator(".filters output").inner_text() == f"{rows.count()} runs"
+    tab.select_option("select[data-name=notebook]", "pd_sweep")
+    assert tab.locator("h2:visible").all_inner_texts() == ["pd_sweep"]
+    assert tab.locator("tr[data-outcome]:visible").count() == 1
+    tab.select_option("select[data-name=notebook]", "")
+    assert tab.locator("tr[data-outcome]:visible").count() == rows.count() > 1
+
+
 @pytest.mark.parametrize("window", [PHONE, {"width": 800, "height": 900}, DESK], ids=str)
 @pytest.mark.parametrize("notebook", [*PARAMETERS, "index"])
 def test_no_page_scrolls_sideways(show: Open, notebook: str, window: dict[str, int]) -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import workbench as wb
-from tests.metrics.peers.peer_files import guidellm_report
+from tests.metrics.peers.peer_files import benchmark_report, guidellm_report
 from workbench.cli import main
 from workbench.errors import ResultError
 from workbench.metrics.latency import latencies
@@ -274,3 +274,22 @@ def test_runs_in_two_number_formats_are_not_compared(tmp_path):
     with pytest.raises(ResultError, match="layers of the model"):
         wb.compare_results([old, full, small])
     assert len(wb.compare_results([half, old]).table)
+
+
+def test_a_benchmark_report_is_compared_without_an_interval(tmp_path):
+    report, other = tmp_path / "a.json", tmp_path / "b.json"
+    report.write_text(json.dumps(benchmark_report()))
+    other.write_text(json.dumps(benchmark_report(p50=0.125)))
+    run = a_run(tmp_path / "run", first_s=0.5)
+    beside = wb.compare_results([run, report], cache_state="cold")
+    told = " ".join(beside.sentences)
+    assert "Benchmark Report, measured 250 ms. Without single requests there is no" in told
+    assert "TPOT of Benchmark Report" not in told
+    (row,) = beside.table.query("arm == 'Benchmark Report' and metric == 'TTFT, ms'").to_dict(
+        "records"
+    )
+    assert [row[name] for name in ("n", "p50", "p90", "p99")] == [
+        200, "250", "500", "not in the file"
+    ]  # fmt: skip
+    both = " ".join(wb.compare_results([report, other]).sentences)
+    assert "TTFT, Benchmark Report, measured: 250 ms, 125 ms." in both

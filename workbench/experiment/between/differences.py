@@ -6,6 +6,7 @@ and workload, so these count only where no parameter, version or commit differs.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections import Counter
@@ -25,8 +26,12 @@ Unlike = Literal["machine", "workload", "model"]
 UNLIKE: tuple[Unlike, ...] = get_args(Unlike)
 REPETITION = "no setting differs: a repetition"
 
-_NO_SETTINGS = {"output_dir", "link_runs", "prometheus_url", "grafana_url", "targets"}
+_NO_SETTINGS = {
+    "output_dir", "link_runs", "prometheus_url", "grafana_url", "targets", "gpu_hour_price",
+}  # fmt: skip
 """Parameters that do not affect what is measured."""
+_SOFTWARE = {"os", "kernel", "python", "engine_python", "GPU driver", "memory_gb"}
+"""Of a machine, what an update of its software changes; kernels reserve memory differently."""
 _SAME_MEMORY = 0.05
 """Memory sizes that differ by less are equal: kernels reserve different parts of it."""
 _ABSENT = "absent"
@@ -68,6 +73,13 @@ def differences(one: RunFacts, other: RunFacts) -> tuple[Difference, ...]:
         *found,
         *(replace(each, counted=not cause) for each in follow),
     )
+
+
+def settings_key(run: RunFacts) -> str:
+    """Equal for runs that differ in nothing but date, versions of software, and commit."""
+    hardware = {name: value for name, value in _machine(run).items() if name not in _SOFTWARE}
+    workload = run.workload.hash if run.workload else ""
+    return json.dumps([_parameters(run), hardware, workload], sort_keys=True, default=str)
 
 
 def first_line(found: Collection[Difference]) -> str:
@@ -123,6 +135,10 @@ def _must_agree(run: RunFacts) -> Iterator[tuple[Unlike, str, str]]:
             yield "machine", name, _text(told[name])
     if run.workload and run.workload.hash:
         yield "workload", "workload", _workload_text(run)
+    for row in run.models:
+        yield "model", f"dtype of {row.model}", row.dtype
+        yield "model", f"layers of {row.model}", str(row.layers)
+        yield "workload", f"workload of {row.model}", row.workload_hash[:12]
 
 
 def _unequal(

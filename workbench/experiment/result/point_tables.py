@@ -94,9 +94,9 @@ def decision_lines(run: RunFacts) -> list[str]:
 
 
 def _load(row: DecisionRow) -> str:
-    """`6.2`, `6.2 or more`, `about 6.2`, `none`."""
+    """`6.2`, `6.2 or more`, `about 6.2`, `less than 2`."""
     if isnan(row.met):
-        return "none"
+        return f"less than {row.missed:g}"
     if not row.settled:
         return f"about {row.met:g}"
     return f"{row.met:g} or more" if isnan(row.missed) else f"{row.met:g}"

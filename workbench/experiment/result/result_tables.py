@@ -247,8 +247,9 @@ def percentile_table(found: pd.DataFrame) -> pd.DataFrame:
             three_digits(1000 * row[name]) for name in ("value_s", "low_s", "high_s")
         )
         cells = rows.setdefault(tuple(row[name] for name in index), {})
+        bare = row["note"] or value  # a file of another tool may have no interval
         cells[f"p{100 * row['quantile']:g}"] = (
-            row["note"] if isnan(row["low_s"]) else f"{value} [{low}, {high}]"
+            bare if isnan(row["low_s"]) else f"{value} [{low}, {high}]"
         )
     return pd.DataFrame([dict(zip(index, key, strict=True)) | rows[key] for key in rows])
 

@@ -2,6 +2,7 @@
 
     outputs/<notebook>/<run_id>/            the newest good result: result.json, *.parquet, logs/
     outputs/<notebook>/<run_id>/attempt-*   a run in progress, or one that failed
+    outputs/<notebook>/<run_id>/earlier/    result.json of each result that a rerun replaced
 
 A failed rerun never touches the result of an earlier one, and two at a time do not collide. Frames
 are parquet files, written so that a million requests can be read back in seconds.
@@ -38,6 +39,8 @@ KEPT = "launches.json"
 """Next to the frames of an attempt: the finished launches, and all else that resuming needs."""
 NOW, SO_FAR = "now.json", "so-far"
 """What a run does now, and the partial result and page that were made of it."""
+EARLIER = "earlier"
+"""In a run's folder: the result.json of each earlier result, by the time it was written."""
 GROUP_ROWS = 100_000
 BULKY = ("chunk_s", "chunk_tokens", "text")
 """Columns that are not read from a file of more than GROUP_ROWS rows."""
@@ -161,6 +164,7 @@ class RunFolder:
                 ours = path.suffix == ".parquet" or path.name.startswith(_OF_SOME)
                 if ours and path.name not in new:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
+            self._keep_earlier()
             for path in names:
                 target = self.home / path.name
                 if target.is_dir():
@@ -169,6 +173,16 @@ class RunFolder:
             self.attempt.rmdir()
             for stale in ("report.html", "run.ipynb"):  # they show the result that was replaced
                 (self.home / stale).unlink(missing_ok=True)
+            for stale in ("report", "benchmark_report"):
+                shutil.rmtree(self.home / stale, ignore_errors=True)
+
+    def _keep_earlier(self) -> None:
+        """Copy the result.json that is about to be replaced: it is a point of the history."""
+        old = self.home / "result.json"
+        if old.exists():
+            written = time.strftime("%Y%m%d-%H%M%S", time.gmtime(old.stat().st_mtime))
+            (self.home / EARLIER).mkdir(exist_ok=True)
+            shutil.copy2(old, self.home / EARLIER / f"{written}.json")
 
     def write(self, name: str, frame: pd.DataFrame) -> None:
         """Save a frame as parquet, atomically."""

@@ -32,6 +32,8 @@ def result_so_far(run_folder: Path) -> Path:
 
     Raises ResultError if nothing has been found yet.
     """
+    import pandas as pd
+
     attempts = attempts_of(run_folder)
     attempt, facts = next(((a, f) for a, f in attempts if f.pass_times), (None, None))
     if attempt is None or facts is None:
@@ -41,13 +43,15 @@ def result_so_far(run_folder: Path) -> Path:
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir()
     shutil.copy(attempt / "result.json", fresh)
-    measured = {(one.arm, one.round, one.pass_name) for one in facts.pass_times}
+    measured = [(one.arm, one.round, one.pass_name) for one in facts.pass_times]
     for name in FRAMES:
         path = attempt / f"{name}.parquet"
         if path.exists():
             rows = read_frame(path, whole=True)
-            keys = zip(rows["arm"], rows["round"], rows["pass"], strict=True)
-            write_frame(fresh / path.name, rows[[key in measured for key in keys]])
+            if len(rows):  # without a proxy there are no legs, and no columns
+                keys = pd.MultiIndex.from_frame(rows[["arm", "round", "pass"]])
+                rows = rows[keys.isin(measured)]
+            write_frame(fresh / path.name, rows)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(fresh, target)
     return target
@@ -58,8 +62,8 @@ def _nothing(run_folder: Path, attempts: list[tuple[Path, RunFacts]]) -> str:
         launches = attempts[0][1].launches
         of = f" of its {launches.planned} launches" if launches else ""
         return (
-            f"{run_folder} has no findings yet: the first{of} is not finished; workbench status"
-            " says what the run does"
+            f"{run_folder} must have a launch with findings, got none{of} yet; see what the run"
+            " does now (example: workbench status)"
         )
     if (run_folder / "result.json").is_file():
         return (

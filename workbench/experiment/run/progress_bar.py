@@ -127,9 +127,9 @@ class LineWriter:
 
 
 def has_front_end() -> bool:
-    """Whether this kernel's widgets are shown: in JupyterLab, but not under papermill."""
+    """Whether this kernel's widgets are shown: in JupyterLab or VS Code, not under papermill."""
     if "JPY_SESSION_NAME" not in os.environ:  # Jupyter's server says so to the kernels it starts
-        return False
+        return _in_vs_code()
     import psutil
 
     with suppress(psutil.Error):
@@ -137,6 +137,12 @@ def has_front_end() -> bool:
         words = psutil.Process(os.getppid()).cmdline()
         return not any(os.path.basename(word) in ("papermill", "workbench") for word in words[:3])
     return True
+
+
+def _in_vs_code() -> bool:
+    """Whether a notebook of VS Code runs here; it sets a variable, but not in the environment."""
+    shell: Any = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return shell is not None and "__vsc_ipynb_file__" in shell.user_ns
 
 
 @contextmanager

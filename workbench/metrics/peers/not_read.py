@@ -10,7 +10,7 @@ from workbench.metrics.peers.csv_files import columns_of
 READ = (
     "vLLM bench 0.6 to 0.33 (--save-detailed), GuideLLM JSON 0.2 to 0.8, AIPerf"
     " profile_export.jsonl 0.2 to 0.13, SGLang bench_serving (--output-details), LMCache bench"
-    " bench_results.csv, multi-round-qa summary.csv"
+    " bench_results.csv, multi-round-qa summary.csv, Benchmark Report 0.2"
 )
 KNOWN_FILES = ("benchmarks.json", "profile_export.jsonl", "bench_results.csv", "summary.csv")
 """Names that tools give to files with single requests."""

@@ -76,6 +76,8 @@ class PeerFile:
     doubts: tuple[str, ...] = ()
     own: dict[str, float] = field(default_factory=dict)
     """The tool's own percentiles over all requests, in seconds: `TTFT p50` and so on."""
+    quantiles: dict[tuple[str, float], float] = field(default_factory=dict)
+    """By metric (`ttft_s`) and quantile, in seconds, where the file has no single requests."""
     ordered: bool = False
     """The requests are in the order of the data set, not in the order in which they ended."""
 

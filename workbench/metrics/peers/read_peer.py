@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import yaml
 
 from workbench.errors import ResultError
 from workbench.metrics.peers.aiperf import aiperf_file
@@ -23,11 +24,15 @@ from workbench.metrics.peers.not_read import (
     why_several,
 )
 from workbench.metrics.peers.peer_request import UNREADABLE, PeerFile, PeerRequest
+from workbench.metrics.peers.report_file import is_report, report_file
 from workbench.metrics.peers.vllm_bench import sglang_file, vllm_file
 from workbench.records import to_frame
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_YAML = ("version:", "results:", "run:", "scenario:")
+"""How a Benchmark Report in YAML begins."""
 
 
 def read_peer(path: str | Path, **columns: Any) -> pd.DataFrame:
@@ -43,8 +48,9 @@ def read_peer(path: str | Path, **columns: Any) -> pd.DataFrame:
     empty if the tool keeps no chunks; `engine_metrics` has the server's own times.
 
     `attrs` describe the file: `tool`, `version` (if known), `kept` and `total` (requests in the
-    file and in all), `doubts` (sentences), and `own` (the tool's own percentiles over all requests,
-    in seconds).
+    file and in all), `doubts` (sentences), `own` (the tool's own percentiles over all requests, in
+    seconds), and `quantiles` of a file without single requests (a Benchmark Report), whose frame
+    has no rows.
 
     Raises ResultError if the file cannot be read, holds no requests, or is of an unknown tool or
     version; the message says what to use instead.
@@ -55,7 +61,7 @@ def read_peer(path: str | Path, **columns: Any) -> pd.DataFrame:
     except (OSError, UnicodeDecodeError) as error:
         raise ResultError(f"{source} cannot be read ({error})") from error
     found = _read(source, text)
-    if not found.requests:
+    if not found.requests and not found.quantiles:
         of = f"0 of {found.total:,}" if found.total > 0 else "no"
         raise ResultError(
             f"{source} holds {of} requests of {found.tool}. Run the tool again and let it save"
@@ -70,6 +76,7 @@ def read_peer(path: str | Path, **columns: Any) -> pd.DataFrame:
         "total": max(found.total, len(found.requests)),
         "doubts": found.doubts,
         "own": found.own,
+        "quantiles": found.quantiles,
     }
     return frame
 
@@ -99,13 +106,19 @@ def _read(source: Path, text: str) -> PeerFile:
             if form.columns <= columns:
                 tool = form.tool
                 return form.read(text)
-        documents, lost = _documents(source, text)
+        if text.startswith(_YAML):
+            documents, lost = [yaml.safe_load(text)], 0
+        else:
+            documents, lost = _documents(source, text)
         first = documents[0]
         names = set(first) if isinstance(first, dict) else set()
         about = first.get("metadata") if names else None
         if isinstance(about, dict) and ("metrics" in names or names == {"metadata", "error"}):
             tool = "AIPerf"
             return aiperf_file(source, documents, lost=lost)
+        if len(documents) == 1 and is_report(first):
+            tool = "Benchmark Report"
+            return report_file(source, first)
         if len(documents) > 1:
             raise ResultError(why_several(source, documents))
         if "benchmarks" in names:
@@ -118,6 +131,8 @@ def _read(source: Path, text: str) -> PeerFile:
             tool = "vLLM bench"
             return vllm_file(first)
         raise ResultError(why_no_requests(source, first))
+    except yaml.YAMLError as error:
+        raise ResultError(why_not_json(source, error)) from error
     except UNREADABLE as error:
         raise ResultError(
             f"{source} looks like a result of {tool}, but of an unknown version"

@@ -40,7 +40,7 @@ from workbench.metrics.gates.gate_effects import spoil, taken_away, touching
 from workbench.metrics.gates.gate_table import failed_name
 from workbench.metrics.peers.not_read import KNOWN_FILES
 from workbench.metrics.peers.read_peer import read_peer
-from workbench.metrics.percentiles import percentiles
+from workbench.metrics.percentiles import QUANTILES, percentiles
 from workbench.metrics.statistics import UnpairedRatio, Verdict, three_digits
 from workbench.report.figures import Chart, between_runs, latency_panels
 
@@ -61,6 +61,11 @@ _OTHERS = {
         "version": "00f9ec4",
         "TTFT": "from before the POST to the first chunk with text (in a chat, or reasoning)",
         "E2E": "TTFT plus all gaps; the tool's own E2E is not in its file",
+    },
+    "Benchmark Report": {
+        "version": "0.2",
+        "TTFT": "as the load generator that the file names defines it",
+        "E2E": "likewise",
     },
     "multi-round-qa": {
         "version": "production-stack 0a330da",
@@ -85,6 +90,11 @@ class _Side:
     run: RunFacts | None = None
     launches: Launches | None = None
     """Of a run."""
+
+    @property
+    def arm(self) -> str:
+        """The name of its first arm; a file of another tool has one."""
+        return str(self.percentiles["arm"].iloc[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,9 +219,9 @@ def compare_results(
     }
     found = pd.concat([side.percentiles for side in sides], ignore_index=True)
     parts = {
-        str(side.requests["arm"].iloc[0]): (mark["kept"], mark["total"])
+        side.arm: (mark["kept"], mark["total"])
         for side, mark in zip(sides, marks, strict=True)
-        if side.tool and mark["kept"] < mark["total"]
+        if side.tool and 0 < mark["kept"] < mark["total"]
     }
     sentences = (
         *_settings(sides, pairs),
@@ -219,7 +229,7 @@ def compare_results(
         *_spoilt(sides),
         *(told for pair in pairs for told in _told_by_ratios(pair, several=len(pairs) > 1)),
         *_medians(found, parts, sides),
-        *(told for side in sides if side.tool for told in _told_by_file(side.requests)),
+        *(told for side in sides if side.tool for told in _told_by_file(side)),
         *_unlike(sides),
         *_meanings(side.tool for side in sides if side.tool),
     )
@@ -233,8 +243,9 @@ def _side(path: Path, arm: str, cache_state: str) -> _Side:
     theirs = any((path / name).is_file() for name in KNOWN_FILES)
     if not path.is_dir() or (theirs and not (path / "result.json").exists()):
         peer = read_peer(path)
-        tool = str(peer["arm"].iloc[0])
-        return _Side(tool=tool, label=tool, requests=peer, percentiles=percentiles(peer))
+        tool = str(peer.attrs["tool"])
+        found = _quantiles_told(peer) if peer.empty else percentiles(peer)
+        return _Side(tool=tool, label=tool, requests=peer, percentiles=found)
     result = load_result(path)
     requests, found = result.requests, result.percentiles
     for column, wanted in (("arm", arm), ("pass", cache_state)):
@@ -256,6 +267,20 @@ def _side(path: Path, arm: str, cache_state: str) -> _Side:
         run=result.run,
         launches=launches_of(result, arm=arm, cache_state=cache_state),
     )
+
+
+def _quantiles_told(peer: pd.DataFrame) -> pd.DataFrame:
+    """The percentiles that a file without single requests has, without intervals."""
+    import pandas as pd
+
+    told, tool, total = (peer.attrs[name] for name in ("quantiles", "tool", "total"))
+    rows = []
+    for metric, quantile in product(("ttft_s", "tpot_s", "e2e_s"), QUANTILES):
+        value_s = told.get((metric, quantile), nan)
+        note = "not in the file" if isnan(value_s) else ""
+        rows.append([tool, "measured", metric, quantile, value_s, nan, nan, total, note])
+    columns = ["arm", "pass", "metric", "quantile", "value_s", "low_s", "high_s", "n", "note"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _labelled(sides: Sequence[_Side]) -> list[_Side]:
@@ -286,7 +311,7 @@ def _run_pairs(sides: Sequence[_Side]) -> Iterable[RunPair]:
 
 def _distinct(sides: Sequence[_Side]) -> list[_Side]:
     """The sides with distinct arm names: numbered if two sides have the same name."""
-    arms = [set(side.requests["arm"]) for side in sides]
+    arms = [set(side.percentiles["arm"]) for side in sides]
     clash = any(a & b for i, a in enumerate(arms) for b in arms[i + 1 :])
     if not clash:
         return list(sides)
@@ -427,7 +452,7 @@ def _medians(
 
     Gates that limit the times of a run limit these comparisons too.
     """
-    gates = {arm: _failed(side) for side in sides for arm in side.requests["arm"].unique()}
+    gates = {arm: _failed(side) for side in sides for arm in side.percentiles["arm"].unique()}
     medians = {
         (row["metric"], row["arm"], row["pass"]): row
         for row in found[found["quantile"] == 0.5].to_dict("records")
@@ -464,7 +489,9 @@ def _medians(
             if isnan(row["value_s"]) or isnan(one["value_s"]):
                 yield f"{both}. Not compared, because a median is unknown."
             elif isnan(row["low_s"]) or isnan(one["low_s"]):
-                yield f"{both}. Too few requests for a confidence interval."
+                bare = any(side.requests.empty for side in sides)
+                why = "Without single requests there is no" if bare else "Too few requests for a"
+                yield f"{both}. {why} confidence interval."
             elif row["low_s"] > one["high_s"] or row["high_s"] < one["low_s"]:
                 times = row["value_s"] / one["value_s"]
                 word, size = ("slower", times) if times > 1 else ("faster", 1 / times)
@@ -475,7 +502,7 @@ def _medians(
 
 def _kinds(side: _Side) -> list[Kind]:
     """The arms and passes of a side; a file of another tool names neither."""
-    columns = zip(side.requests["arm"], side.requests["pass"], strict=True)
+    columns = zip(side.percentiles["arm"], side.percentiles["pass"], strict=True)
     return list(dict.fromkeys(columns))
 
 
@@ -499,7 +526,7 @@ def _unlike(sides: Sequence[_Side]) -> Iterable[str]:
                 frame.requests.loc[frame.requests[column] > 0, column].median()
                 for frame in (first, side)
             )
-            if ours != theirs and not (ours != ours and theirs != theirs):
+            if ours != theirs and not (isnan(ours) or isnan(theirs)):
                 yield (
                     f"Different workload: the median {noun} has {ours:,.0f} tokens in"
                     f" {first.label} and {theirs:,.0f} in {side.label}."
@@ -512,16 +539,16 @@ def _parts_told(parts: Mapping[str, tuple[int, int]]) -> Iterable[str]:
         yield f"{arm}: the file holds {kept:,} of {total:,} requests."
 
 
-def _told_by_file(requests: pd.DataFrame) -> Iterable[str]:
+def _told_by_file(side: _Side) -> Iterable[str]:
     """What a tool's file lacks, and what it holds in addition to requests."""
-    arm, marks = str(requests["arm"].iloc[0]), requests.attrs
+    arm, marks = side.arm, side.requests.attrs
     version = f" ({marks['version']})" if marks["version"] else ""
     for doubt in marks["doubts"]:
         yield f"{arm}{version}: {doubt}"
     if marks["own"] and marks["kept"] < marks["total"]:
         own = ", ".join(f"{name} {_ms(value)} ms" for name, value in marks["own"].items())
         yield f"{arm}, the tool's own summary of all requests: {own}."
-    yield from _server_times(arm, requests)
+    yield from _server_times(arm, side.requests)
 
 
 def _server_times(arm: str, requests: pd.DataFrame) -> Iterable[str]:
@@ -555,6 +582,8 @@ def _meanings(tools: Iterable[str]) -> Iterable[str]:
                 theirs = definition_of(metric, _CARD[tool]).formula
             ours = definition_of(metric, "workbench").formula
             yield f"{metric} in {tool} ({version}): {theirs}. In the workbench: {ours}."
+        if tool == "Benchmark Report":
+            continue  # its TPOT is the tool's own
         yield (
             f"TPOT of {tool} is computed as (last - first token) / (output tokens - 1), because its"
             " file does not give the tokens of the first chunk."

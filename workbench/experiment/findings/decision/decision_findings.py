@@ -112,7 +112,7 @@ def decision_rows(
                     missed=verdict.missed.load if verdict.missed else nan,
                     pass_name=at.pass_name,
                     settled=verdict.settled,
-                    note=verdict.note,
+                    note="; ".join(filter(None, (verdict.note, room.short))),
                     share=at.share,
                     share_low=at.low,
                     share_high=at.high,
@@ -192,10 +192,6 @@ class _Verdict:
             )
         elif answer is not None and answer.reason:
             notes.append(answer.reason)
-        elif met is None:
-            notes.append(f"the lowest load, {ordered[0].load:g} {unit}, missed the limits")
-        elif missed is None:
-            notes.append(f"no load above {met.load:g} {unit} was measured")
         if met and met.behind:
             notes.append(
                 f"responses fell behind ({met.throughput_per_s:.3g} per s), so the queue would grow"
@@ -242,6 +238,16 @@ class _Room:
             running=running,
             head_room=max(0.0, fits - running) if not isnan(fits - running) else nan,
             hand_offs=hand_offs,
+        )
+
+    @property
+    def short(self) -> str:
+        """That decode has no KV for more hand-offs; empty if it has."""
+        if isnan(self.head_room) or not self.hand_offs >= self.head_room:
+            return ""
+        return (
+            f"decode has KV for {count(int(self.head_room), 'hand-off')} and"
+            f" {self.hand_offs:g} were under way, so its KV space limits the load"
         )
 
 

@@ -119,6 +119,7 @@ async def warm_up(deployment: Deployment, *, vocab_tokens: int, salt: str, pairs
             closed(1),
             base_url=deployment.url,
             model=deployment.model,
+            headers=deployment.headers,
             timeout_s=120.0,
             decode_shift=shift,
         )

@@ -31,7 +31,7 @@ _MOST_LETTERS = 40
 _LONG_ALT = 300
 
 
-def save_pictures(page: Tag, folder: Path) -> None:
+def save_drawings(page: Tag, folder: Path) -> None:
     """Write the figures of a page into `folder/images`; an `img` and a link take their place.
 
     Names count from 01 in the order of the page. A figure that only a browser can draw becomes a

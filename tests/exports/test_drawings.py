@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from bs4 import BeautifulSoup
 
-from workbench.exports.image_files import png_of, svg_text
+from workbench.exports.drawings import png_of, svg_text
 from workbench.report import figures
 from workbench.report.markup import clean
 
