@@ -1,12 +1,16 @@
 """What a run over two models says, of rows in which a warm store gains as much as one likes."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 
 from workbench.experiment.findings.compare import compare
 from workbench.experiment.findings.findings import conclude
 from workbench.experiment.findings.model_findings import models_finding
-from workbench.experiment.result.facts import RunFacts
+from workbench.experiment.result.facts import ArmFacts, RunFacts
+from workbench.experiment.result.result import Result
+from workbench.experiment.run import run
 
 
 @pytest.fixture
@@ -103,3 +107,18 @@ def test_text_is_compared_with_the_reference_of_the_same_model(plan, measured):
     requests.loc[wrong, "text"] = "what the first model says"
     gate = next(g for g in concluded(plan, requests).gates if g.name == "same text")
     assert (gate.outcome, gate.arms) == ("FAIL", ("tiny-wide 1p1d lmcache",))
+
+
+def test_frames_have_a_column_model_and_one_table_has_all_side_by_side(plan, measured, tmp_path):
+    requests = measured(tiny=4.0, tiny_wide=2.0)
+    arms = tuple(ArmFacts(label=arm.label, short_model=arm.model) for arm in plan.arms)
+    facts = replace(concluded(plan, requests), arms=arms, models=run._models(plan))
+    result = Result(run=facts, folder=tmp_path, frames={"requests": requests})
+    assert result.models == ["tiny", "tiny-wide"]
+    assert set(result.comparisons["model"]) == set(result.summary["model"]) == set(result.models)
+    table = result.model_table().set_index(["arm", "baseline"])
+    warm = table.loc[("1p1d lmcache, store-warm", "cold")]
+    assert [cell.split("x")[0] for cell in warm] == ["3.96", "1.98"]
+    assert "model" not in result.speedup("ttft")  # labels of arms begin with it
+    alone = replace(facts, arms=(), models=())
+    assert result.__class__(run=alone, folder=tmp_path).model_table().empty
