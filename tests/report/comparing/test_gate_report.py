@@ -46,7 +46,9 @@ def test_exit_status_first_line_and_junit(
 
 def test_an_undecided_run_says_what_to_do(runs, capsys):
     assert main(["gate", runs["few"], "--against", runs["base"], "--allow", "5%"]) == 2
-    assert re.search(r"next: Measure both runs with -p rounds \d+", capsys.readouterr().out)
+    assert re.search(
+        r"next: Measure both runs with -p rounds \d+ \(\d+ decide half", capsys.readouterr().out
+    )
     busy = ["gate", str(recorded("again")), "--against", str(recorded("base")), "--allow", "5%"]
     assert main(busy) == 2
     assert "next: Repeat the run whose gates failed" in capsys.readouterr().out

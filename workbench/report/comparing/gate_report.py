@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import isfinite, isnan
+from math import ceil, isfinite, isnan
+from statistics import median
 from xml.etree import ElementTree
 
 from workbench.experiment.between.regression import Judged, Outcome, Regression
@@ -37,9 +38,11 @@ def next_step(found: Regression) -> str:
     if found.missing:
         return f"Measure what the base measured: {'; '.join(found.missing[:3])}"
     if isfinite(found.rounds):
+        known = [each.rounds for each in found.judged if isfinite(each.rounds)]
+        half = f" ({ceil(median(known))} decide half of them)" if len({*known}) > 1 else ""
         return (
-            f"Measure both runs with -p rounds {found.rounds:.0f}, computed from the spread seen"
-            " (power 80 %)"
+            f"Measure both runs with -p rounds {found.rounds:.0f}{half}, computed from the spread"
+            " seen (power 80 %)"
         )
     if any(each.row.spoilt.effect for each in found.judged if each.outcome == "undecided"):
         return "Repeat the run whose gates failed"
