@@ -591,7 +591,7 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
     (lambda: foretold(fault="wrong_kv"), "fault must be the profile's ''", "'wrong_kv'", ""),
     (lambda: foretold(prompt_tokens=9_000), "prompt_tokens must be within the profiled lengths",
      "9,000", "-p prompt_tokens 8000"),
-    (lambda: foretold(ttft_limit_ms=5), "ttft_limit_ms must be at least 50", "5", ""),
+    (lambda: foretold(ttft_limit_ms=5), "ttft_limit_ms must be at least 25", "5", ""),
     (lambda: foretold(workload="multi_turn_conversation", rate_per_s=0), "workload must be one who",
      "'multi_turn_conversation'", "batch_processing"),
     (lambda: foretold(output_tokens=400_000, context_tokens=500_000), "context_tokens must be the",

@@ -116,7 +116,7 @@ def known_run(topology: str = "1p1d", *, folder: Path = Path("none")) -> Result:
         label=topology, topology=topology, connector="nixl", instances=2, command_lines=COMMANDS
     )
     run = RunFacts(
-        notebook="profile", run_id="known-run", status="success", simulated=True,
+        notebook="pd_sweep", run_id="known-run", status="success", simulated=True,
         parameters=PARAMETERS | {"topology": topology, "concurrency": 4, "requests": 24},
         machine=here(), arms=(arm,), engine=EngineFacts(kv_bytes_per_token=768.0),
     )  # fmt: skip

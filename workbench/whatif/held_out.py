@@ -40,6 +40,11 @@ def held_out(profile: Profile, result: Result) -> list[HeldOut]:
     Raises ResultError for a run without such a pass, PlanError and ParameterError where the
     profile does not fit it.
     """
+    if result.run.notebook != "pd_sweep":  # the passes of a profile differ in more than the rate
+        raise ResultError(
+            f"{result.run.run_id} is not a pd_sweep, so it holds no topology out; measure one"
+            " (example: workbench run pd_sweep -p topology 1p2d -p rate_per_s 2)"
+        )
     rows = result.requests
     found = []
     for (arm, name), group in rows.groupby(["arm", "pass"], sort=False):

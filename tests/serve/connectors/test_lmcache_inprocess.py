@@ -2,12 +2,14 @@
 
 import json
 from math import isnan
+from pathlib import Path
 
 import pytest
 
 from workbench.errors import PlanError
 from workbench.metrics.counters import StoreCounters
 from workbench.metrics.prometheus import Counters
+from workbench.serve import simulated
 from workbench.serve.checks.capacity import Capacity
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import plan_deployment
@@ -15,11 +17,11 @@ from workbench.serve.vllm import EngineSettings
 from workbench.topology import Topology
 
 
-def test_each_instance_keeps_kv_in_its_own_host_memory(tmp_path):
+def test_each_instance_keeps_kv_in_its_own_host_memory():
     made = plan_deployment(
         Topology.parse("2a"),
         connector("lmcache-inprocess"),
-        EngineSettings(model=tmp_path, platform="cuda"),
+        EngineSettings(model=Path(simulated.__file__).parent, platform="cuda"),
         ports=range(20_000, 20_100),
         capacity=Capacity(devices=("0", "1")),
         store_gb=8.0,

@@ -127,6 +127,8 @@ def _must_agree(run: RunFacts) -> Iterator[tuple[Unlike, str, str]]:
     if run.engine.dtype:
         yield "model", "dtype", run.engine.dtype
         yield "model", "layers of the model", str(run.engine.layers)
+    if run.models:
+        yield "model", "models", ", ".join(row.model for row in run.models)
     told = _machine(run)
     for name in ("cpu", "cores", "gpus", "platform"):
         if name in told:

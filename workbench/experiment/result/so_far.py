@@ -32,6 +32,8 @@ def result_so_far(run_folder: Path) -> Path:
 
     Raises ResultError if nothing has been found yet.
     """
+    import pandas as pd
+
     attempts = attempts_of(run_folder)
     attempt, facts = next(((a, f) for a, f in attempts if f.pass_times), (None, None))
     if attempt is None or facts is None:
@@ -41,14 +43,14 @@ def result_so_far(run_folder: Path) -> Path:
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir()
     shutil.copy(attempt / "result.json", fresh)
-    measured = {(one.arm, one.round, one.pass_name) for one in facts.pass_times}
+    measured = [(one.arm, one.round, one.pass_name) for one in facts.pass_times]
     for name in FRAMES:
         path = attempt / f"{name}.parquet"
         if path.exists():
             rows = read_frame(path, whole=True)
             if len(rows):  # without a proxy there are no legs, and no columns
-                keys = zip(rows["arm"], rows["round"], rows["pass"], strict=True)
-                rows = rows[[key in measured for key in keys]]
+                keys = pd.MultiIndex.from_frame(rows[["arm", "round", "pass"]])
+                rows = rows[keys.isin(measured)]
             write_frame(fresh / path.name, rows)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(fresh, target)

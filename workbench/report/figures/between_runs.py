@@ -64,7 +64,7 @@ def between_runs(
             f" {quantity(row['ratio'], 'x')}."
             for row in rows
         ),
-        caption=f"Speed-up of {run} over {baseline} (log scale); above 1 it is better. 95 % CI by"
+        caption="Speed-up over the baseline (log scale); above 1 the run is better. 95 % CI by"
         f" Welch's t interval over launches ({' and '.join(rounds)}).{few}",
         keys=look,
         shows=("times", "ratios"),

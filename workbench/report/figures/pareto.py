@@ -56,22 +56,14 @@ def pareto(frame: pd.DataFrame) -> Chart | None:
             axes.set_xlabel("tokens/s per user: 1 / median TPOT (log scale)")
         panels[0].set_ylabel(f"output {what} (log scale)")
 
-    valid = [row for row in rows if row["effect"] != "struck"]
-    found = _TITLE
-    if valid:
-        most = max(valid, key=lambda row: row[y])
-        fastest = max(valid, key=lambda row: row["user_tps"])
-        found = (
-            f"Most throughput per {per}: {most['arm']} ({number(most[y])} tok/s);"
-            f" fastest per user: {fastest['arm']} ({number(fastest['user_tps'])} tok/s)"
-        )
+    found = _found(rows, y, per) if len(models) == 1 else _TITLE
     spoken = "; ".join(
         f"{row['arm']} {_load(row) or row['pass']}: {number(row[y])} {what},"
         f" {number(row['user_tps'])} per user"
         for row in rows
     )
     lines = any(len(_front([r for r in rows if r["arm"] == arm], y)) > 1 for arm in arms)
-    hollow = any(row["effect"] in ("rough", "struck") for row in rows)
+    hollow = any(row["effect"] == "rough" for row in rows)
     crossed = any(row["effect"] == "struck" for row in rows)
     return draw(
         paint,
@@ -86,6 +78,22 @@ def pareto(frame: pd.DataFrame) -> Chart | None:
         keys=look,
         shows=("times",),
         attrs=frame.attrs,
+    )
+
+
+def _found(rows: Sequence[marks.Row], y: str, per: str) -> str:
+    """Which arm has most throughput, and which is the fastest for a user; only valid ones."""
+    valid = [row for row in rows if row["effect"] != "struck"]
+    if not valid:
+        return _TITLE
+    most = max(valid, key=lambda row: row[y])
+    fastest = max(valid, key=lambda row: row["user_tps"])
+    peak, speed = (f"{number(r[key])} tok/s" for r, key in ((most, y), (fastest, "user_tps")))
+    if most["arm"] == fastest["arm"]:
+        return f"{most['arm']}: most throughput per {per} ({peak}) and fastest per user ({speed})"
+    return (
+        f"Most throughput per {per}: {most['arm']} ({peak}); fastest per user: {fastest['arm']}"
+        f" ({speed})"
     )
 
 
