@@ -10,7 +10,7 @@ import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from workbench.errors import ResultError
+from workbench.errors import ParameterError, ResultError
 from workbench.experiment.result.result import MIME, Result
 from workbench.report import figures
 from workbench.report.page import render as render_page
@@ -430,13 +430,18 @@ def test_write_page_stands_beside_the_notebook(tmp_path, whole):
     assert write_page(source, elsewhere) == elsewhere
 
 
-@pytest.mark.parametrize("text", [None, "not json", "[]", '{"cells": 3}', '{"nbformat": 4}'])
+@pytest.mark.parametrize("text", ["not json", "[]", '{"cells": 3}', '{"nbformat": 4}'])
 def test_what_is_no_notebook_is_refused_with_a_sentence(tmp_path, text):
     source = tmp_path / "x.ipynb"
-    if text is not None:
-        source.write_text(text)
+    source.write_text(text)
     with pytest.raises(ResultError, match=r"x\.ipynb cannot be read as a notebook"):
         write_page(source)
+
+
+def test_a_path_without_a_notebook_or_a_run_is_refused(tmp_path):
+    for path in (tmp_path / "x.ipynb", tmp_path):
+        with pytest.raises(ParameterError, match="Give an executed notebook or a run folder"):
+            write_page(path)
 
 
 def test_a_partial_page_says_so_in_title_band_badge_and_headline(result):
