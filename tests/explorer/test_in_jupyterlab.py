@@ -66,7 +66,7 @@ def lab(recorded: Result, tmp_path: Path, nothing_running: str) -> Iterator[str]
     server = subprocess.Popen(command, env=env, stdout=said, stderr=subprocess.STDOUT)
     address = f"http://127.0.0.1:{port}/lab/tree/{NOTEBOOK}"
     try:
-        ends_s = time.monotonic() + 60
+        ends_s = time.monotonic() + 120
         while True:
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/api/status").close()
@@ -88,7 +88,7 @@ def tab(lab: str, tmp_path: Path) -> Iterator[Any]:
     with playwright.sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = chromium.new_page(viewport={"width": 1280, "height": 1000})
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(90_000)
         page.goto(lab)
         page.get_by_text("| Idle").wait_for()
         page.get_by_role("menuitem", name="Run", exact=True).click()

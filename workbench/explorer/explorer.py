@@ -9,6 +9,7 @@ from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from plotly import graph_objects as go
 
@@ -36,7 +37,15 @@ class _Side:
     """One source, and what of it is chosen and drawn."""
 
     source: Source
-    series: NDArray[np.object_]
+    names: list[str]
+    """Of the series."""
+    series: Rows
+    """The number of each row's series."""
+    arms: tuple[Rows, list[str]]
+    """The number of each row's arm, and the names."""
+    passes: tuple[Rows, list[str]]
+    x: Values
+    share: Values
     ranks: Rows
     brushed: NDArray[np.bool_] | None = None
     """The rows in a selection; None without one."""
@@ -45,11 +54,6 @@ class _Side:
     chosen: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
     drawn: Rows = field(default_factory=lambda: np.zeros(0, np.int64))
     """The rows that are drawn, in the order of the traces."""
-
-    @property
-    def names(self) -> list[str]:
-        """The series."""
-        return [str(name) for name in dict.fromkeys(self.series)]
 
     @property
     def picked(self) -> NDArray[np.bool_]:
@@ -61,9 +65,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
     """Explores one source, or two side by side."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
-        self.sides = [
-            _Side(source=one, series=_series(one), ranks=shuffled(len(one.rows))) for one in sources
-        ]
+        self.sides = [_side(one) for one in sources]
         self._busy = False
         self._boxed: list[tuple[tuple[int, str], Any, Any]] = []
         what = sources[0].what
@@ -128,7 +130,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
             len(top), 2, top, vertical_spacing=0.11 if double else 0.15, horizontal_spacing=0.12
         )
         figure.layout.height = 980 if double else 720
-        names = list(dict.fromkeys(str(name) for side in self.sides for name in side.series))
+        names = list(dict.fromkeys(name for side in self.sides for name in side.names))
         self._looks = pictures.markers(names)
         points = min(MOST_POINTS, sum(len(side.series) for side in self.sides))
         traces, keys = [], []
@@ -236,10 +238,10 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
     def _inside(
         self, number: int, panel: str, x: Sequence[float], y: Sequence[float]
     ) -> NDArray[np.bool_]:
-        values, rows = self._values(number), self.sides[number].source.rows
+        values, side = self._values(number), self.sides[number]
         if panel == "spread":
             return _between(values, *x)
-        across = rows["x" if panel == "time" else "share"].to_numpy(float)
+        across = side.x if panel == "time" else side.share
         return _between(across, *x) & _between(values, *y)
 
     def _deselected(self) -> None:
@@ -293,26 +295,29 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
     def _draw_side(self, number: int, rescale: bool) -> tuple[int, int]:
         """One side; how many rows are drawn, and of how many."""
         side, values = self.sides[number], self._values(number)
-        rows = side.source.rows
-        x, share = rows["x"].to_numpy(float), rows["share"].to_numpy(float)
-        chosen = np.isfinite(values)
-        chosen &= rows["arm"].isin(self.arms.value).to_numpy(bool)
-        chosen &= rows["pass"].isin(self.passes.value).to_numpy(bool)
+        x, chosen = side.x, np.isfinite(values)
+        for (codes, names), choice in (
+            (side.arms, self.arms.value), (side.passes, self.passes.value),
+        ):  # fmt: skip
+            chosen &= np.array([name in choice for name in names], dtype=bool)[codes]
         side.chosen = chosen
         near = chosen & _between(x, *side.zoomed) if side.zoomed and not rescale else chosen
-        groups = [np.flatnonzero(near & (side.series == name)) for name in side.names]
+        groups = [np.flatnonzero(near & (side.series == n)) for n in range(len(side.names))]
         parts = sample(groups, values, side.ranks, most=MOST_POINTS // len(self.sides))
-        side.drawn = at = np.concatenate(parts)
+        side.drawn = at = np.concatenate([*parts, np.zeros(0, np.int64)])
         marked = None if side.brushed is None else np.flatnonzero(side.brushed[at])
-        names = side.series[at]
-        look = {part: [self._looks[name][part] for name in names] for part in ("color", "symbol")}
-        marker = pictures.MARKER | look
-        for panel, across in (("time", x), ("share", share)):
+        counts = [len(part) for part in parts]
+        symbols = [self._looks[name]["symbol"] for name in side.names]
+        marker = pictures.MARKER | {
+            "color": side.series[at], "symbol": np.repeat(symbols, counts),
+        } | pictures.colours([self._looks[name]["color"] for name in side.names])  # fmt: skip
+        texts = np.repeat(side.names, counts)
+        for panel, across in (("time", x), ("share", side.share)):
             self._traces[number, panel, ""].update(
-                x=across[at], y=values[at], text=names, marker=marker, selectedpoints=marked
+                x=across[at], y=values[at], text=texts, marker=marker, selectedpoints=marked
             )
-        for name in side.names:
-            of_series = side.series == name
+        for series, name in enumerate(side.names):
+            of_series = side.series == series
             line = values[side.picked & of_series]
             # Without any point Plotly would take it off the legend.
             below, percent = distribution(line) if len(line) else (_NOTHING, _NOTHING)
@@ -338,8 +343,8 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         lines = []
         for number, side in enumerate(self.sides):
             prefix = f"{_SIDES[number]}: " if len(self.sides) > 1 else ""
-            for name in side.names if side.brushed is not None else ():
-                values = self._values(number)[side.picked & (side.series == name)]
+            for series, name in enumerate(side.names if side.brushed is not None else ()):
+                values = self._values(number)[side.picked & (side.series == series)]
                 if len(values):
                     low, high = np.percentile(values, [50, 90])
                     lines.append(
@@ -388,14 +393,29 @@ def _between(values: Values, low: float, high: float) -> NDArray[np.bool_]:
     return (values >= low) & (values <= high)
 
 
-def _series(source: Source) -> NDArray[np.object_]:
-    """The name of each row's series: pass, arm, or both where there are several of each."""
-    arms, passes = source.rows["arm"], source.rows["pass"]
-    if arms.nunique() <= 1:
-        return passes.astype(str).to_numpy(object)
-    if passes.nunique() <= 1:
-        return arms.astype(str).to_numpy(object)
-    return (arms.astype(str) + ", " + passes.astype(str)).to_numpy(object)
+def _side(source: Source) -> _Side:
+    """A source with its series: passes, arms, or both where there are several of each."""
+    rows = source.rows
+    (arms, arm_names), (passes, pass_names) = _codes(rows["arm"]), _codes(rows["pass"])
+    both = arms * max(1, len(pass_names)) + passes
+    present, series = np.unique(both, return_inverse=True)
+    names = []
+    for arm, state in zip(*np.divmod(present, max(1, len(pass_names))), strict=True):
+        parts = [pass_names[state]] if len(arm_names) <= 1 else [arm_names[arm]]
+        parts += [pass_names[state]] if min(len(arm_names), len(pass_names)) > 1 else []
+        names.append(", ".join(parts))
+    return _Side(
+        source=source, names=names, series=series,
+        arms=(arms, arm_names), passes=(passes, pass_names),
+        x=rows["x"].to_numpy(float), share=rows["share"].to_numpy(float),
+        ranks=shuffled(len(rows)),
+    )  # fmt: skip
+
+
+def _codes(column: Any) -> tuple[Rows, list[str]]:
+    """A number for each value, in the order in which they come, and their names."""
+    codes, names = pd.factorize(column)
+    return codes, [str(name) for name in names]
 
 
 def _chooser(title: str, values: dict[Any, None]) -> Any:

@@ -39,6 +39,14 @@ def markers(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     }
 
 
+def colours(names: Sequence[str]) -> dict[str, Any]:
+    """A colour scale that gives the number of a series its colour; names are slow to check."""
+    count = len(names)
+    edges = [(n + end) / count for n in range(count) for end in (0, 1)]
+    scale = [[edge, names[n // 2]] for n, edge in enumerate(edges)]
+    return {"colorscale": scale, "cmin": -0.5, "cmax": count - 0.5, "showscale": False}
+
+
 def place_legend(figure: Any, entries: int) -> None:
     """Above the panels, or beside them where there are many."""
     above = {"orientation": "h", "yanchor": "bottom", "y": 1.04, "x": 0}
