@@ -133,7 +133,7 @@ async def test_a_sweep_over_rates_sends_new_prompts_at_each(attached, vllm):
     assert result.rates["rate_per_s"].tolist() == [40.0, 80.0]
     assert result.rates["share"].tolist() == [1.0, 1.0]
     found = result.facts["unproven"] or result.facts["finding"]  # a busy machine fails a gate
-    assert found.startswith("attached: throughput ")
+    assert found.startswith("attached serves ") and "within 5000 ms TTFT" in found
     assert len(result.rate_table()) == 2 and len(result.facts["numbers"]) == 3
     # An attached server of this machine is none of the other programs.
     assert "others_cpu_share" not in result.facts["client"]
