@@ -127,7 +127,7 @@ def test_a_form_is_filled_and_a_run_cancelled_and_requests_are_explored(
     cancel = tab.get_by_role("button", name="Cancel", exact=True)
     picture(tab, tmp_path, "running", cancel)
     cancel.click()
-    tab.get_by_text("cancelled; launches that ended are kept").wait_for()
+    tab.get_by_text("finished launches are kept, and Run continues").wait_for()
     assert left_running(token, within_s=10, besides=before) == {}
 
     # The explorer: list by keyboard, brush, click.

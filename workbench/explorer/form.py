@@ -190,14 +190,15 @@ class Form(widgets.VBox):  # type: ignore[misc]
             self.result = await plan.start(seen.echo, seen.record)
             ended = "finished"
         except asyncio.CancelledError:
-            ended = "cancelled; launches that ended are kept, Run continues"
+            ended = "cancelled"
         except Exception as error:  # of whatever kind: a task has nobody who reads its exception
             said = str(error) if isinstance(error, WorkbenchError) else repr(error)
             self.problem.value = f"<span role='alert'>{escape(said)}</span>"
         finally:
             ticking.cancel()
             show()
-            self.state.value = f"{ended} after {spell_s(time.time() - began_s)}"
+            kept = "; finished launches are kept, and Run continues" * (ended == "cancelled")
+            self.state.value = f"{ended} after {spell_s(time.time() - began_s)}{kept}"
             self.cancel_button.disabled, self.run_button.disabled = True, self._plan is None
             self.logs.value = ""
         if ended == "finished" and self.result is not None:
