@@ -47,6 +47,7 @@ from workbench.load.workload.workload import Workload, asked_again
 from workbench.metrics.latency import latencies, succeeded, system_tps
 from workbench.records import RequestRecord, to_frame
 from workbench.serve.deployment import Deployment
+from workbench.serve.processes.launcher import Process
 from workbench.serve.processes.startup import failure_line
 
 _T = TypeVar("_T")
@@ -138,7 +139,7 @@ async def _while_servers_live(deployment: Deployment, measuring: Awaitable[_T]) 
     So would a reading of the counters of a host that is cut off.
     """
     load = asyncio.ensure_future(measuring)
-    needed = [p for p in deployment.processes if p.spec.role in deployment.stalling_roles]
+    needed = _needed(deployment)
     if not needed:
         return await load
     awaited: list[asyncio.Future[Any]] = [load, *(p.exited for p in needed)]
@@ -149,9 +150,29 @@ async def _while_servers_live(deployment: Deployment, measuring: Awaitable[_T]) 
             load.cancel()
             await asyncio.wait([load])
     if load.cancelled():
-        ended = next(process for process in needed if not process.alive)
-        raise DeploymentError(failure_line(ended, "ended by itself, and the pass was stopped"))
+        raise _stopped_by(next(process for process in needed if not process.alive))
     return load.result()
+
+
+def _needed(deployment: Deployment) -> list[Process]:
+    return [p for p in deployment.processes if p.spec.role in deployment.stalling_roles]
+
+
+def _stopped_by(ended: Process) -> DeploymentError:
+    return DeploymentError(failure_line(ended, "ended by itself, and the pass was stopped"))
+
+
+async def _check_unread(deployment: Deployment, reading: CounterReading) -> None:
+    """Raise, as a stopped pass does, if a server that is needed ended and its requests were faster.
+
+    The news of its end takes a moment, so it is waited for if the counters could not be read.
+    """
+    unread = {name for name, counters in reading.engines.items() if not counters.values}
+    silent = [process for process in _needed(deployment) if process.spec.name in unread]
+    if silent:
+        await asyncio.wait([process.exited for process in silent], timeout=1.0)
+    if ended := next((process for process in silent if not process.alive), None):
+        raise _stopped_by(ended)
 
 
 def _arm_facts(arm: Arm, deployment: Deployment) -> ArmFacts:
@@ -225,6 +246,7 @@ class _Launched:
         if deployment.tiers:  # what was sent to them is compared with what they hold
             await store_is_quiet(deployment)
         after = await read_counters(deployment)
+        await _check_unread(deployment, after)
         log.measuring_s += load.ended_s - load.started_s
         log.clocks += clock_rows(
             clocks, await read_clocks(deployment, log),
