@@ -53,7 +53,7 @@ def test_a_decision_has_load_room_cost_energy_and_gate():
         "GPUs": "2",
         "req/s within limits": "4",
         "requests within limits": "98 % [94, 100]",
-        "KV head-room": "324 hand-offs (4 used)",
+        "KV headroom": "324 hand-offs (4 used)",
         "USD per M output tokens": "2.50 [2.25, 2.75]",
         "J per output token": "4.00 [3.60, 4.40]",
         "gate": "14 gates passed",
@@ -94,7 +94,7 @@ def test_head_room_without_hand_offs_counts_requests_and_may_be_unknown():
         ({"head_room": nan}, "not known"),
     ):
         run = replace(RUN, decisions=(replace(DECIDED, **changed),))
-        assert decision_table(run)["KV head-room"][0] == cell
+        assert decision_table(run)["KV headroom"][0] == cell
 
 
 def test_points_have_every_number_with_its_interval():

@@ -276,7 +276,7 @@ class DecisionRow:
     hand_offs: Number
     """Most requests that waited for their KV at the same time; null without a PD split."""
     gate: str
-    """The gate that makes this void or rough, or that would if it failed."""
+    """The gate that makes this not valid or rough, or that would if it failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
