@@ -585,7 +585,8 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
      "prometheus_url must be a running Prometheus", "http://127.0.0.1:9 did not respond", "curl"),
     # predictions
     (lambda: replace(WHAT_IF, machine={**WHAT_IF.machine, "cpu": "Z80"}).params({}),
-     "this profile is of another machine", "cpu 'Z80'", "workbench profile -p connector nixl"),
+     "this profile was measured on another machine", "cpu 'Z80'",
+     "workbench profile -p connector nixl"),
     (lambda: foretold(kv_cache_mib=64), "kv_cache_mib must be the profile's 256", "64",
      "-p kv_cache_mib 256"),
     (lambda: foretold(fault="wrong_kv"), "fault must be the profile's ''", "'wrong_kv'", ""),

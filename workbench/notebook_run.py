@@ -160,8 +160,8 @@ def partial_page(run_folder: Path) -> Path:
     home = run_folder.parent if run_folder.name.startswith("attempt-") else run_folder
     if home.parent.name not in PARTIAL:
         raise ResultError(
-            f"{run_folder} must be in the folder of {' or '.join(PARTIAL)}, whose launches can be"
-            " shown before the last (example: workbench report outputs/pd_sweep/RUN_ID --partial)"
+            f"{run_folder} must be a run of {' or '.join(PARTIAL)}; other notebooks have no partial"
+            " page (example: workbench report outputs/pd_sweep/RUN_ID --partial)"
         )
     folder = result_so_far(run_folder)
     source = repository_root() / "notebooks" / f"{home.parent.name}.ipynb"

@@ -1,4 +1,4 @@
-"""Spares plotly's import four seconds of CPU: grammars of web addresses that nothing here reads."""
+"""Saves four seconds of CPU when plotly is imported: grammars of URLs that nothing here uses."""
 
 from __future__ import annotations
 

@@ -93,5 +93,5 @@ def _solve(design: NDArray[np.float64], measured_s: NDArray[np.float64]) -> NDAr
 
 
 def _plain(values: NDArray[np.float64] | Sequence[float]) -> tuple[float, ...]:
-    """Six digits are more than a measurement has."""
+    """Rounded to six digits, which is more than a measurement has."""
     return tuple(float(f"{value:.6g}") for value in values)

@@ -1,4 +1,4 @@
-"""What a topology would do under a load, and where the profile does not say it."""
+"""The prediction for a topology under a load, and where the profile does not support one."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Predicted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """What one topology would do; without numbers where `refused` says why."""
+    """The prediction for one topology; without numbers if `refused` says why."""
 
     topology: Topology
     closed: ClosedForm
@@ -241,9 +241,9 @@ def _doubts(
     if connector(profile.connector).store and any(
         request.ideal_reuse_tokens for request in workload.requests
     ):
-        doubts.append("Loads of shared prefixes from the KV store are taken as free.")
+        doubts.append("Loads of shared prefixes from the KV store are assumed to take no time.")
     if not profile.machine["gpus"] and not profile.simulated:
         doubts.append(
-            "On a CPU all instances share the cores, and the simulation gives each its own."
+            "On a CPU all instances share the cores, but the simulation gives each its own."
         )
     return doubts

@@ -121,8 +121,9 @@ class Profile:
         for name, value in self.machine.items():
             if here[name] != value:
                 raise PlanError(
-                    f"this profile is of another machine ({name} {value!r}, here {here[name]!r});"
-                    " measure one here (example: workbench profile -p connector nixl)"
+                    f"this profile was measured on another machine ({name} {value!r}, here"
+                    f" {here[name]!r}); measure one here (example: workbench profile -p connector"
+                    " nixl)"
                 )
         # Values given as text become those of their type.
         own = {"engine": self.parameters["engine"], "connector": self.parameters["connector"]}
@@ -166,7 +167,7 @@ def profile_of(result: Result) -> Profile:
     arm = _arm(result)
     bytes_per_token = run.engine.kv_bytes_per_token
     if not bytes_per_token:
-        raise ResultError(f"{run.run_id} does not know the KV bytes per token of its model")
+        raise ResultError(f"{run.run_id} has no KV bytes per token of its model")
     rows = _timed(result, arm)
     cold = rows[rows["pass"].str.startswith("cold") & rows["ideal_reuse_tokens"].eq(0)]
     alone = cold[cold["in_flight"] == 1]
@@ -342,7 +343,7 @@ def _kv_tokens(result: Result, bytes_per_token: float) -> dict[str, int]:
     missing = {"prefill", "decode"} - found.keys()
     if missing:
         raise ResultError(
-            f"{result.run.run_id} does not say the KV space of {' and '.join(missing)}"
+            f"{result.run.run_id} has no KV space of {' and '.join(missing)} in its logs"
         )
     # An aggregated instance has the arguments of both roles; without one it has decode's space.
     return {"aggregated": found["decode"]} | found

@@ -120,7 +120,7 @@ def _cost_and_energy(run: RunFacts, point: PointRow) -> dict[str, str]:
         cells[f"{price.currency} per M tokens"] = _cell(point.total_cost)
     if run.energy:
         cells["J per output token"] = _cell(point.energy)
-        cells["above idle"] = _cell(point.energy_above_idle)
+        cells["J above idle"] = _cell(point.energy_above_idle)
         cells["mean W"] = three_digits(point.power_w)
     return cells
 

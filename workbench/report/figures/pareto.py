@@ -71,7 +71,7 @@ def pareto(frame: pd.DataFrame) -> Chart | None:
         body_px=360,
         alt=f"{found}. {spoken}.",
         caption="Up and right is better. Each marker is a cold pass at one load."
-        + " Lines join the points of an arm that none of its others surpasses." * lines
+        + " Lines join the Pareto points of each arm." * lines
         + " Hollow: a gate makes it rough." * hollow
         + " Crossed out: not valid." * crossed
         + f" The number of {per}s is unknown, so throughput is that of all." * (not known),

@@ -165,7 +165,7 @@ def test_too_few_requests_are_said(decided):
         plan, rows, legs, rates=rate_rows(plan.rates, rows), found={}, arms=(), points=(), gates=()
     )
     assert (row.met, row.settled) == (2, False)
-    assert row.note == "8 requests at 2 req/s do not settle 90 % (95 % CI 68 % to 100 %)"
+    assert row.note == "8 requests at 2 req/s do not decide 90 % (95 % CI 68 % to 100 %)"
     assert decision_headline(plan, [row])[0] == (
         "1p1d lmcache serves about 2 req/s within 300 ms TTFT"
     )

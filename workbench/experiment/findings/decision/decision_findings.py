@@ -1,4 +1,4 @@
-"""Which arm serves how much within the TTFT and TPOT limits, and what would limit it next.
+"""The highest load of each arm within the TTFT and TPOT limits, and what would limit it next.
 
 A load (an arrival rate, or the users of a closed loop) meets the limits if the wanted fraction of
 its requests has TTFT and TPOT within them. An arm serves the highest load that met them, if no
@@ -187,7 +187,7 @@ class _Verdict:
         if doubtful:
             first = doubtful[0]
             notes.append(
-                f"{count(first.requests, 'request')} at {first.load:g} {unit} do not settle"
+                f"{count(first.requests, 'request')} at {first.load:g} {unit} do not decide"
                 f" {percent(wanted)} (95 % CI {percent(first.low)} to {percent(first.high)})"
             )
         elif answer is not None and answer.reason:
