@@ -23,7 +23,7 @@ import pandas as pd
 from workbench.experiment.result.facts import RunFacts
 from workbench.experiment.result.result_file import to_plain
 from workbench.experiment.result.run_folder import write_frame
-from workbench.explorer.grammars import spare_grammars
+from workbench.grammars import spare_grammars
 
 REPEATS = 5
 

@@ -14,9 +14,12 @@ import pytest
 from hypothesis import settings
 
 from workbench.experiment.plan.speed import TYPICAL
+from workbench.grammars import spare_grammars
 from workbench.serve.vllm import Abilities
 
 TOKEN = "WORKBENCH_TEST_TOKEN"
+
+spare_grammars()
 
 # The same examples in every run, however long one of them takes.
 settings.register_profile("steady", derandomize=True, deadline=None)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from workbench.errors import ParameterError, WorkbenchError, must_be, needs, unused
+from workbench.grammars import spare_grammars
 from workbench.params.notebooks import CONNECTORS, NOTEBOOKS
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     A run whose checks failed was carried out; a machine that is not ready for the others is 1.
     """
+    spare_grammars()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         options = _parser().parse_args(_values_kept(words))

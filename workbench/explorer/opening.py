@@ -12,7 +12,7 @@ from workbench.errors import PlanError
 from workbench.experiment.result.result import Result
 from workbench.experiment.run.progress_bar import has_front_end
 from workbench.explorer.fields import fields_of
-from workbench.explorer.grammars import spare_grammars
+from workbench.grammars import spare_grammars
 
 _PACKAGES = ("ipywidgets", "plotly", "anywidget")
 

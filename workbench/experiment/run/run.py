@@ -365,12 +365,15 @@ async def _launcher(
         if not arm.may_fail:
             check_installed(arm)
     plans = [arm.deployment(count(20_000)) for arm in plan.arms]
-    made = launcher_for(settings, folder.logs, fork=plan.params.fork, plans=plans)
+    notes: list[str] = []
     try:
-        async with made as launcher:
+        async with launcher_for(
+            settings, folder.logs, fork=plan.params.fork, plans=plans
+        ) as launcher:
+            notes = launcher.notes
             yield launcher
-    finally:  # of a run that failed, too
-        for note in made.notes:
+    finally:  # of a run that failed, too, and of its end
+        for note in notes:
             log.doubt(note)
 
 
