@@ -24,7 +24,7 @@ def test_failed_requests_are_counted_and_not_drawn(recorded, tmp_path):
     failing = Result(run=recorded.run, folder=tmp_path, frames={"requests": rows})
     source = source_of(failing)
     assert len(source.rows) == len(rows) - 1
-    assert source.note == "1 failed requests are not drawn."
+    assert source.note == "Failed requests are not drawn (1)."
 
 
 def test_the_rows_of_a_log_are_its_lookups(log):

@@ -1,4 +1,4 @@
-"""What queueing theory says without a simulation: the highest rate, and the wait for prefill."""
+"""Queueing theory without a simulation: the highest rate, and the wait for prefill."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A profile: what one 1p1d costs per step, token and byte, as a finished run measured it."""
+"""A profile: what a measured 1p1d takes per step, token and byte."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 LEAST_LENGTHS, LEAST_BATCHES = 3, 3
-"""Different prompt lengths and decode batches without which a fit has no shape."""
+"""Fewest different prompt lengths and decode batches for a fit."""
 FREE = frozenset(
     (
         *("topology", "workload", "prompt_tokens", "output_tokens", "requests", "shared_share"),
@@ -44,9 +44,9 @@ FREE = frozenset(
 LARGEST_RESIDUAL = 0.3
 """Median of |measured / fitted - 1| of prefill and decode above which there is no profile."""
 LEAST_OVERLAPS = 5
-"""Transfers beside another one, without which their slope is not fitted."""
+"""Fewest overlapping transfers for which their slope is fitted."""
 _STEP_TOKENS, _STEP_SEQUENCES = 2048, 256
-"""vLLM's defaults on a CPU, where neither an argument nor the log has others."""
+"""vLLM's defaults on a CPU, used if neither an argument nor the log has a value."""
 _KV_LINE = re.compile(r"KV cache size: ([\d,]+) tokens")
 _BUDGET_LINE = re.compile(r"max_num_batched_tokens=(\d+)")
 

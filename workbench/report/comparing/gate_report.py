@@ -143,7 +143,7 @@ def junit_report(found: Regression, name: str) -> str:
 def _notes(found: Regression) -> Iterator[str]:
     """How it was decided, and what limits it."""
     yield (
-        f"{len(found.judged)} comparisons, each decided by its 95 % interval; a regression must"
+        f"Comparisons: {len(found.judged)}. Each is decided by its 95 % interval; a regression must"
         " also pass Holm's correction for their number."
     )
     for kind in found.missing:
