@@ -546,9 +546,9 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
     (lambda: plan(check_params(SWEEP, {"engine": "simulated", "time_budget_s": 3})),
      "time_budget_s must be at least", "3", "for a round of 3 arms"),
     (lambda: partial_page(Path("/none/pd_sweep/a-run")), "/none/pd_sweep/a-run must be the folder",
-     "a-run", "a run that is unfinished"),
+     "a-run", "an unfinished run"),
     (lambda: partial_page(Path("/none/environment_check/here")),
-     "/none/environment_check/here must be in the folder of pd_sweep or single_", "here",
+     "/none/environment_check/here must be a run of pd_sweep or single_", "here",
      "--partial"),
     # what a compose file cannot have
     (lambda: compose_file({"engine": "simulated"}), "engine must be vllm, because a compose file",

@@ -76,7 +76,7 @@ _EPILOG = """examples:
   workbench run-all --params params/cpu_demo        the five notebooks, then outputs/index.html
   workbench up -p topology 1p4d                     start servers, print their URL; Ctrl-C ends them
   workbench status                                  runs under way: what they do, time left
-  workbench report outputs/pd_sweep/RUN --partial   the page of a run under way, so far
+  workbench report outputs/pd_sweep/RUN --partial   the partial page of a run under way
   workbench report out.ipynb                        the page of a notebook that papermill ran
   workbench compare outputs/pd_sweep/RUN bench.json
   workbench gate outputs/pd_sweep/RUN --against base/pd_sweep/RUN --allow 5%
@@ -194,7 +194,7 @@ def _parser() -> argparse.ArgumentParser:
     compare = acts.add_parser(
         "compare",
         help="compare run folders, and result files of vllm bench, GuideLLM, AIPerf, SGLang,"
-        " LMCache's bench and multi-round-qa",
+        " LMCache's bench and multi-round-qa, and Benchmark Reports",
     )
     compare.add_argument("results", nargs="+", type=Path, metavar="RESULT")
     compare.add_argument("--arm", default="", help="compare this arm of each run only")
