@@ -546,9 +546,9 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
     (lambda: plan(check_params(SWEEP, {"engine": "simulated", "time_budget_s": 3})),
      "time_budget_s must be at least", "3", "for a round of 3 arms"),
     (lambda: partial_page(Path("/none/pd_sweep/a-run")), "/none/pd_sweep/a-run must be the folder",
-     "a-run", "a run that is unfinished"),
+     "a-run", "an unfinished run"),
     (lambda: partial_page(Path("/none/environment_check/here")),
-     "/none/environment_check/here must be in the folder of pd_sweep or single_", "here",
+     "/none/environment_check/here must be a run of pd_sweep or single_", "here",
      "--partial"),
     # what a compose file cannot have
     (lambda: compose_file({"engine": "simulated"}), "engine must be vllm, because a compose file",
@@ -585,7 +585,8 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
      "prometheus_url must be a running Prometheus", "http://127.0.0.1:9 did not respond", "curl"),
     # predictions
     (lambda: replace(WHAT_IF, machine={**WHAT_IF.machine, "cpu": "Z80"}).params({}),
-     "this profile is of another machine", "cpu 'Z80'", "workbench profile -p connector nixl"),
+     "this profile was measured on another machine", "cpu 'Z80'",
+     "workbench profile -p connector nixl"),
     (lambda: foretold(kv_cache_mib=64), "kv_cache_mib must be the profile's 256", "64",
      "-p kv_cache_mib 256"),
     (lambda: foretold(fault="wrong_kv"), "fault must be the profile's ''", "'wrong_kv'", ""),

@@ -76,7 +76,7 @@ _EPILOG = """examples:
   workbench run-all --params params/cpu_demo        the five notebooks, then outputs/index.html
   workbench up -p topology 1p4d                     start servers, print their URL; Ctrl-C ends them
   workbench status                                  runs under way: what they do, time left
-  workbench report outputs/pd_sweep/RUN --partial   the page of a run under way, so far
+  workbench report outputs/pd_sweep/RUN --partial   the partial page of a run under way
   workbench report out.ipynb                        the page of a notebook that papermill ran
   workbench compare outputs/pd_sweep/RUN bench.json
   workbench gate outputs/pd_sweep/RUN --against base/pd_sweep/RUN --allow 5%
@@ -88,7 +88,8 @@ _EPILOG = """examples:
 exit status:
   0  completed, whatever the gates found
   1  could not be completed, or environment_check found a machine that is not ready
-  2  bad input; nothing was started (gate, targets: undecided, and 3 for bad input)
+  2  bad input; nothing was started
+  gate and targets differ: see workbench gate --help, workbench targets --help
 
 Progress and results go to standard output, errors to standard error. Colours appear on a
 terminal only, and not if NO_COLOR is set. Ctrl-C ends a run and every server it started.
@@ -154,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     up.set_defaults(act=_up)
     report = acts.add_parser(
         "report",
-        help="render a run as one HTML file, as Markdown or Benchmark Report",
+        help="render a run as an HTML page, Markdown or Benchmark Report",
         description=(
             "Renders an executed notebook or a run folder. html: one page that opens offline. md:"
             " a folder with report.md, images, and all tables as CSV and XLSX, for GitHub and"
@@ -165,8 +166,8 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("executed", type=Path, help="such as out.ipynb, or a run folder")
     report.add_argument(
         "--partial", action="store_true",
-        help="of a run that is under way or was interrupted, given by its folder: render the"
-        " launches measured so far",
+        help="render the launches measured so far, for the folder of a run that is under way or"
+        " was interrupted",
     )  # fmt: skip
     report.add_argument(
         "--format", choices=("html", "md", "benchmark-report"), default="html",
@@ -174,15 +175,15 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     report.add_argument(
         "--image-base", default="", metavar="URL",
-        help="only with md: where the folder is published, for sites that know no relative links",
+        help="only with md: URL where the folder is published, for sites without relative links",
     )  # fmt: skip
     report.set_defaults(act=_report)
     status = acts.add_parser(
         "status",
         help="list the runs under way on this machine",
         description=(
-            "Lists your runs under way on this machine, whatever their outputs folder: launches"
-            " measured, what each does now, the time left, and its page so far."
+            "Lists your runs under way on this machine, in any outputs folder: launches measured,"
+            " what each run does now, the time left, and its page so far."
         ),
     )
     status.add_argument("--json", action="store_true", help="print one line of JSON")
@@ -193,7 +194,7 @@ def _parser() -> argparse.ArgumentParser:
     compare = acts.add_parser(
         "compare",
         help="compare run folders, and result files of vllm bench, GuideLLM, AIPerf, SGLang,"
-        " LMCache's bench and multi-round-qa",
+        " LMCache's bench and multi-round-qa, and Benchmark Reports",
     )
     compare.add_argument("results", nargs="+", type=Path, metavar="RESULT")
     compare.add_argument("--arm", default="", help="compare this arm of each run only")
@@ -202,8 +203,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument(
         "--figure", type=Path, metavar="FILE",
-        help="write the speed-ups of the first two runs as SVG to FILE; beside another tool's file"
-        " the distributions",
+        help="write the speed-ups of the first two runs as SVG to FILE (with a file of"
+        " another tool: the distributions)",
     )  # fmt: skip
     compare.add_argument(
         "--page", type=Path, metavar="FILE", help="write everything as one HTML page to FILE"
@@ -212,7 +213,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.set_defaults(act=_compare)
     gate = acts.add_parser(
         "gate",
-        help="say whether a run is worse than its baseline by more than is allowed",
+        help="check whether a run is worse than a baseline run by more than you allow",
         description=(
             "Compares TTFT, TPOT and throughput of each arm and pass with a baseline run, and"
             " decides by intervals. See docs/gate.md for CI."
@@ -222,7 +223,7 @@ def _parser() -> argparse.ArgumentParser:
     gate.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
     gate.add_argument(
         "--against", nargs="+", type=Path, required=True, metavar="BASE",
-        help="folder of the baseline run; more folders that repeat it give the noise floor",
+        help="folder of the baseline run; more folders repeat it, which gives the noise floor",
     )  # fmt: skip
     gate.add_argument(
         "--allow", required=True, metavar="PERCENT",
@@ -239,8 +240,8 @@ def _parser() -> argparse.ArgumentParser:
     gate.set_defaults(act=_gate, bad_input=_NOT_GATED)
     targets = acts.add_parser(
         "targets",
-        help="say whether a run met its targets, or others",
-        description="Holds the comparisons of a run against targets; see docs/targets.md.",
+        help="check whether a run met its targets, or those you give",
+        description="Checks the comparisons of a run against targets; see docs/targets.md.",
         epilog="exit status: 0 all met, 1 one was not met, 2 undecided, 3 bad input",
     )
     targets.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
@@ -264,15 +265,15 @@ def _parser() -> argparse.ArgumentParser:
         "profile",
         help="measure 1p1d at several lengths and batches, and write profile.json",
         description=(
-            "Takes the parameters of pd_sweep: its workload says the lengths that are measured,"
-            " concurrency the largest batch. Predictions come from profile.json alone."
+            "Takes the parameters of pd_sweep: the workload sets the prompt lengths, concurrency"
+            " the largest batch. Predictions need only profile.json."
         ),
     )
     _add_parameters(profile)
     profile.set_defaults(act=_profile)
     predict = acts.add_parser(
         "predict",
-        help="predict a topology from a profile, and check it by measured runs",
+        help="predict a topology from a profile, and check predictions with measured runs",
         description=(
             "Simulates the cold pass of a pd_sweep on other topologies. Without a measured run no"
             " number is checked, and the output says so."
@@ -281,7 +282,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("profile", type=Path, help="profile.json of workbench profile")
     predict.add_argument(
         "--measured", type=Path, action="append", default=[], metavar="RUN",
-        help="folder of a pd_sweep whose topologies are predicted too; repeat for more",
+        help="folder of a measured pd_sweep: print how far off its prediction is; repeat for more",
     )  # fmt: skip
     _add_parameters(predict)
     predict.set_defaults(act=_predict)
@@ -389,7 +390,8 @@ def _compare(options: argparse.Namespace) -> int:
     for pair, table in zip(found.runs, found.ratio_tables, strict=True):
         print(f"\n{pair.label} vs {pair.baseline}", table.to_string(index=False), "", sep="\n")
         for each in pair.differences:
-            print(f"  {each.name}: {each.one} and {each.other}" + " (follows)" * (not each.counted))
+            note = "" if each.counted else " (follows from the others)"
+            print(f"  {each.name}: {each.one} and {each.other}{note}")
     print(found.table.to_string(index=False), *others, sep="\n")
     if options.figure:
         figures = found.ratio_figures or [found.figure]
@@ -499,7 +501,7 @@ def _add_parameters(parser: argparse.ArgumentParser) -> None:
 def _add_unlike(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--unlike", choices=("machine", "workload", "model"), action="append", default=[],
-        help="compare although these differ; repeat for more",
+        help="compare although this differs; repeat for more",
     )  # fmt: skip
 
 

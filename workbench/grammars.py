@@ -1,4 +1,4 @@
-"""Spares nbformat's import seconds of CPU: grammars of web addresses that nothing here reads."""
+"""Saves seconds of CPU when nbformat is imported: grammars of URLs that nothing here uses."""
 
 from __future__ import annotations
 

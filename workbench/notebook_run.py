@@ -145,8 +145,8 @@ def _advice(problem: str, notebook: str, given: Mapping[str, Any]) -> str:
 def partial_page(run_folder: Path) -> Path:
     """The page of a run that is under way or was interrupted, from the launches measured so far.
 
-    The cells behind the measurement are run on a copy of the partial result. One that needs
-    launches that are still to come says so. Raises ResultError if nothing has been found yet, or
+    The cells after the measurement run on a copy of the partial result. A cell that needs missing
+    launches says so. Raises ResultError if nothing has been found yet, or
     for a notebook without rounds of launches.
     """
     import nbformat
@@ -160,8 +160,8 @@ def partial_page(run_folder: Path) -> Path:
     home = run_folder.parent if run_folder.name.startswith("attempt-") else run_folder
     if home.parent.name not in PARTIAL:
         raise ResultError(
-            f"{run_folder} must be in the folder of {' or '.join(PARTIAL)}, whose launches can be"
-            " shown before the last (example: workbench report outputs/pd_sweep/RUN_ID --partial)"
+            f"{run_folder} must be a run of {' or '.join(PARTIAL)}; other notebooks have no partial"
+            " page (example: workbench report outputs/pd_sweep/RUN_ID --partial)"
         )
     folder = result_so_far(run_folder)
     source = repository_root() / "notebooks" / f"{home.parent.name}.ipynb"
@@ -181,7 +181,7 @@ def partial_page(run_folder: Path) -> Path:
         client.execute()
     except (DeadKernelError, AssertionError) as error:  # what nbclient raises on its way out
         raise ResultError(
-            f"{run_folder} was not rendered: {_NO_MEMORY}; the run itself goes on, render it again"
+            f"{run_folder} was not rendered: {_NO_MEMORY}; the run continues, so render it again"
             " later"
         ) from error
     for cell in notebook.cells:

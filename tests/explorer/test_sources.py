@@ -24,7 +24,7 @@ def test_failed_requests_are_counted_and_not_drawn(recorded, tmp_path):
     failing = Result(run=recorded.run, folder=tmp_path, frames={"requests": rows})
     source = source_of(failing)
     assert len(source.rows) == len(rows) - 1
-    assert source.note == "1 failed requests are not drawn."
+    assert source.note == "Failed requests are not drawn (1)."
 
 
 def test_the_rows_of_a_log_are_its_lookups(log):
@@ -63,7 +63,7 @@ def test_without_a_front_end_there_is_a_figure_and_a_line(recorded, log, monkeyp
     assert wb.explore(recorded, recorded) is None
     assert wb.explore(log) is None
     assert [figure.svg.startswith("<svg") for figure in shown] == [True] * 3
-    assert wb.form("pd_sweep").data.endswith("Here: `workbench run pd_sweep`.")
+    assert wb.form("pd_sweep").data.endswith("Elsewhere use `workbench run pd_sweep`.")
 
 
 def test_unknown_names_are_refused_before_a_form_is_shown():

@@ -160,4 +160,4 @@ def test_what_is_not_known_is_left_out():
 def test_a_run_without_requests_is_refused(result, tmp_path, capsys):
     (tmp_path / "result.json").write_text(json.dumps(result))
     assert cli.main(["report", str(tmp_path), "--format", "benchmark-report"]) == 2
-    assert "has no requests, so it has no Benchmark Report" in capsys.readouterr().err
+    assert "has no requests for a Benchmark Report" in capsys.readouterr().err

@@ -37,5 +37,5 @@ def test_a_run_of_which_one_launch_has_ended_has_a_page_that_says_so(tmp_path, c
     assert f"1 of {launches} launches" in page.select_one(".band.partial").get_text()
     assert page.select_one(".main-figure svg")
     assert "Traceback" not in page.get_text()
-    assert "further passes are to come" in page.get_text()
+    assert "further passes will follow" in page.get_text()
     folder.let_go()

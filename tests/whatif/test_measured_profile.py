@@ -27,5 +27,5 @@ async def test_a_profile_of_running_servers(tmp_path, monkeypatch):
     # The seeded times of single steps differ by 3 %.
     assert min(found.prefill.measured_s) > 0.9 * (STEP_S + 1_000 * TOKEN_S) / SPEED
     assert min(found.decode.measured_s) > 0.8 * STEP_S / SPEED
-    with pytest.raises(ResultError, match="is not a pd_sweep, so it holds no topology out"):
+    with pytest.raises(ResultError, match="is not a pd_sweep, so it has no held-out topology"):
         held_out(found, result)

@@ -55,7 +55,7 @@ def test_nothing_is_predicted_beyond_the_profiled_batches():
     ("given", "says"),
     [
         ({"prompt_tokens": 500}, r"prompt_tokens must be within the profiled lengths \(1,000 to"),
-        ({"ttft_limit_ms": 5}, r"ttft_limit_ms must be at least 25 \(half the TTFT of a lone"),
+        ({"ttft_limit_ms": 5}, r"ttft_limit_ms must be at least 25 \(half the TTFT of the"),
         ({"rate_per_s": 0, "rates_per_s": "1,2"}, "rates_per_s must be the profile's"),
         ({"rate_per_s": 0, "workload": "multi_turn_conversation"}, "workload must be one whose"),
     ],

@@ -1,4 +1,4 @@
-"""The explorer: distributions, rows over time and against the cached share, and each row's page."""
+"""The explorer: distributions, rows over time and by cached share, and the details of one row."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _NOTHING = np.array([np.nan])
 
 @dataclass(slots=True)
 class _Side:
-    """One source, and what of it is chosen and drawn."""
+    """One source, and which of its rows are chosen and drawn."""
 
     source: Source
     names: list[str]
@@ -86,7 +86,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
             layout=widgets.Layout(width="100%"),
         )  # fmt: skip
         self.page = widgets.HTML(
-            f"<p>Click a point, or choose one of the {escape(what)} above, to see all about it.</p>"
+            f"<p>Click a point, or choose one of the {escape(what)} above, to see its details.</p>"
         )
         self.figure = self._board()
         save = pictures.save_buttons(self.figure, f"explore-{sources[0].title.split()[0]}")
@@ -211,7 +211,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
             self._show(side, int(self.sides[side].drawn[points.point_inds[0]]))
 
     def _touched(self, trace: Any, at: tuple[int, str], points: Any, box: Any) -> None:
-        """Plotly tells every trace in turn what of it is in a box; the last one applies it."""
+        """Plotly reports the points in a box for each trace in turn; the last one applies it."""
         if points.point_inds:
             self._boxed.append((at, points, box))
         if trace is self.figure.data[-1]:
@@ -222,8 +222,8 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
     def _selected(self, boxed: list[tuple[tuple[int, str], Any, Any]]) -> None:
         """Select the rows in a box, also those that are not drawn.
 
-        Plotly tells the box itself only for the first panel; of the others, it is the smallest box
-        around the points in it.
+        Plotly reports the box itself only for the first panel; for the others it is the smallest
+        box around the points in it.
         """
         for side in self.sides:
             side.brushed = None
@@ -245,7 +245,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         return _between(across, *x) & _between(values, *y)
 
     def _deselected(self) -> None:
-        """A double click; told once for each trace."""
+        """A double click; Plotly reports it once for each trace."""
         if not self.clear.disabled:
             self._cleared()
 
@@ -276,7 +276,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         return self.sides[number].source.metrics[self.metric.value]
 
     def _draw(self, *, rescale: bool = True) -> None:
-        """All panels anew, from the rows that are chosen."""
+        """Redraw all panels from the chosen rows."""
         if self.metric.value is None:
             self.note.value = "<p>No row has a value.</p>"
             return
@@ -293,7 +293,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         self._list(self.find.value)
 
     def _draw_side(self, number: int, rescale: bool) -> tuple[int, int]:
-        """One side; how many rows are drawn, and of how many."""
+        """Draw one side; returns how many rows are drawn, and of how many."""
         side, values = self.sides[number], self._values(number)
         x, chosen = side.x, np.isfinite(values)
         for (codes, names), choice in (
@@ -337,7 +337,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         return len(at), int(near.sum())
 
     def _summary(self) -> str:
-        """Count, median and p90 of what is selected, by series."""
+        """Count, median and p90 of the selected rows, by series."""
         if all(side.brushed is None for side in self.sides):
             return ""
         lines = []

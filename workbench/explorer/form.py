@@ -25,9 +25,9 @@ from workbench.explorer.sources import source_of
 from workbench.explorer.style import style
 
 PLAN_AFTER_S = 0.5
-"""The plan is made anew when nothing was typed for so long."""
+"""The plan is updated when nothing was typed for so long."""
 TICK_S = 1.0
-"""How often a run that is under way is shown anew."""
+"""How often the display of a run is updated."""
 _LIVE_POINTS = 5_000
 _LAST_LINES = 12
 
@@ -162,7 +162,7 @@ class Form(widgets.VBox):  # type: ignore[misc]
         return self.task is not None and not self.task.done()
 
     def run(self) -> None:
-        """Start what is planned."""
+        """Start the planned run."""
         if self._plan is not None and not self.running:
             self.task = self._loop.create_task(self._run(self._plan, self._params))
 
@@ -239,7 +239,7 @@ class _Live:
         self.figure = pictures.board(1, 1, [[{}]])
         self.figure.layout.height = 320
         self.figure.layout.dragmode = "zoom"
-        self.figure.update_xaxes(title_text="request, in the order of their end")
+        self.figure.update_xaxes(title_text="requests in order of completion")
         self._count = 0
         self._points: dict[str, list[tuple[int, float]]] = {}
 
@@ -266,7 +266,7 @@ class _Live:
             pictures.set_axis(self.figure.layout.yaxis, "TTFT, ms", every)
             if drawn < self._count:
                 self.figure.layout.xaxis.title.text = (
-                    f"request, in the order of their end (the last {drawn:,} of {self._count:,})"
+                    f"requests in order of completion (the last {drawn:,} of {self._count:,})"
                 )
         return True
 
@@ -283,7 +283,7 @@ async def _every(period_s: float, do: Callable[[], None]) -> None:
 
 
 def _input(field: Field, values: Mapping[str, Any]) -> Any:
-    """What a parameter is typed into: texts for numbers, so that a wrong one is explained."""
+    """The widget of a parameter. Numbers are typed as text, so that a wrong one gets an error."""
     value = values.get(field.name, field.default)
     style_of, layout = {"description_width": "140px"}, widgets.Layout(width="330px")
     if isinstance(field.default, bool):

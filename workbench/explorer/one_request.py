@@ -28,9 +28,9 @@ _STAMPS = {
     "prefill_sent_s": "prefill request sent",
     "prefill_done_s": "prefill request done",
     "decode_sent_s": "decode request sent",
-    "decode_head_s": "head of the decode response",
+    "decode_head_s": "headers of the decode response",
     "decode_first_byte_s": "first byte at the proxy",
-    "head_s": "head at the client",
+    "head_s": "response headers at the client",
     "first_s": "first token at the client",
     "last_s": "last token at the client",
     "stream_end_s": "end of the response",
@@ -205,7 +205,7 @@ def _lines(paths: Iterable[Path], name: str) -> str:
     found = [(path.name, line) for path in paths for line in naming_lines(path, name)]
     if not found:
         return (
-            "<p>No line names this request. vLLM logs requests with"
+            "<p>No log line has this request id. vLLM logs requests with"
             " <code>-p engine_args --enable-log-requests</code>.</p>"
         )
     text = "\n".join(f"{escape(file)}: {escape(line)}" for file, line in found[:_MOST_LINES])

@@ -21,7 +21,7 @@ def form(notebook: str, *, interactive: bool | None = None, **values: Any) -> An
     """A form for the parameters of a notebook, with its plan, Run and Cancel.
 
     `values` are filled in. After a run `form.result` is its result. Without a front end, as under
-    papermill, it is a line of text and starts nothing; `interactive` True or False decides it.
+    papermill, it is a line of text and starts nothing; `interactive` overrides this choice.
     Raises ParameterError for an unknown notebook or parameter, PlanError without the packages.
     """
     known = {field.name for field in fields_of(notebook)}
@@ -31,7 +31,7 @@ def form(notebook: str, *, interactive: bool | None = None, **values: Any) -> An
         check_params(notebook, dict.fromkeys(sorted(unknown), ""))
     if not _shown(interactive):
         return _markdown(
-            f"`wb.form` needs JupyterLab or VS Code. Here: `workbench run {notebook}`."
+            f"`wb.form` needs JupyterLab or VS Code. Elsewhere use `workbench run {notebook}`."
         )
     _prepare("wb.form")
     from workbench.explorer.form import Form
@@ -48,7 +48,7 @@ def explore(
     """Explore the requests of a result, of two side by side, or the lookups of an LMCache log.
 
     `what` is a result, the folder of a run, or a log (several: a list). Without a front end, as
-    under papermill, it shows a static figure; `interactive` True or False decides it. Raises
+    under papermill, it shows a static figure; `interactive` overrides this choice. Raises
     ResultError for a folder without a result, ParameterError for a log that cannot be read, and
     PlanError without the packages.
     """

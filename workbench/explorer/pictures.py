@@ -99,9 +99,9 @@ def board(rows: int, cols: int, specs: Sequence[Sequence[Any]], **options: Any) 
 
 
 class Front(anywidget.AnyWidget):  # type: ignore[misc]
-    """What only code in the browser can do: keep keys from JupyterLab, and save a figure.
+    """Code that runs in the browser: it keeps arrow keys from JupyterLab, and saves a figure.
 
-    With a `target`, the CSS class of a figure, it is two buttons; otherwise nothing is seen.
+    With a `target`, the CSS class of a figure, it shows two buttons; otherwise nothing.
     """
 
     _esm = Path(__file__).with_name("front.js")

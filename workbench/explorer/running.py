@@ -46,7 +46,7 @@ def planned(params: EngineParams | EnvironmentCheck) -> Planned:
     if isinstance(params, EnvironmentCheck):
         smoke = " and runs a short real 1p1d deployment" if params.smoke else ""
         return Planned(
-            f"Looks at versions, memory, ports and other programs{smoke}.",
+            f"Checks versions, memory, ports and other programs{smoke}.",
             lambda echo, _: check_environment(params, echo=echo),
         )
     if isinstance(params, PaperClaimValidation):
@@ -61,7 +61,7 @@ def planned(params: EngineParams | EnvironmentCheck) -> Planned:
 
 @dataclass(slots=True)
 class Seen:
-    """What a run has told so far; `record` is called by the thread that drives the load."""
+    """What a run has reported so far; `record` is called by the thread that drives the load."""
 
     lines: list[str] = field(default_factory=list)
     standing: Standing | None = None

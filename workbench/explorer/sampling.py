@@ -1,4 +1,4 @@
-"""Which rows a chart draws of many, and what it says about it."""
+"""Which of many rows a chart draws, and the note that says so."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Values = NDArray[np.float64]
 
 
 def shuffled(count: int) -> Rows:
-    """A rank for each row. The same number of rows has the same ranks, so samples stay the same."""
+    """A random rank for each row; equal for the same number of rows, so samples stay the same."""
     return np.random.default_rng(0).permutation(count)
 
 
 def sample(groups: Sequence[Rows], values: Values, ranks: Rows, *, most: int) -> list[Rows]:
     """At most about `most` rows, evenly from the groups, always with the extremes of each.
 
-    A group that has fewer rows leaves the rest of its share to the others.
+    What a small group does not use of its share goes to the others.
     """
     left, drawn = most, {}
     by_size = sorted(range(len(groups)), key=lambda number: len(groups[number]))

@@ -1,4 +1,4 @@
-"""What can be explored: the requests of a run, or the lookups in an LMCache log, as equal rows."""
+"""What can be explored: requests of a run, or lookups of an LMCache log, as rows of one form."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def source_of(what: What) -> Source:
 
 
 def static_figures(found: Sequence[What]) -> Iterator[figures.Chart]:
-    """What stands in place of the widgets where none are shown."""
+    """The figures that replace the widgets without a front end."""
     for what in found:
         if isinstance(what, LogFiles):
             yield figures.served_over_requests(log_tokens(what.summary))
@@ -162,7 +162,7 @@ def _requests(result: Result) -> Source:
         share_label="cached share of the prompt, %",
         name=name,
         page=lambda position: request_page(result, keys.iloc[position]),
-        note=f"{failed:,} failed requests are not drawn." if failed else "",
+        note=f"Failed requests are not drawn ({failed:,})." if failed else "",
     )
 
 

@@ -1,7 +1,7 @@
 """A run as Benchmark Reports v0.2, the format of llm-d-benchmark and inference-perf.
 
 One file for each arm and pass (and offered rate), since a report describes one stack under one
-load. What the run does not have is left out, as is a number that a failed gate takes away.
+load. Unknown values are left out, and so are numbers that a failed gate makes not valid.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def write_benchmark_reports(path: str | Path) -> list[Path]:
     result = found.result and with_frames(found.result, found.source)
     if result is None or "requests" not in result.frames:
         raise ResultError(
-            f"{path} has no requests, so it has no Benchmark Report. Give a run that measured,"
-            " with its requests.parquet (example: outputs/pd_sweep/RUN)"
+            f"{path} has no requests for a Benchmark Report. Give a run folder with"
+            " requests.parquet (example: outputs/pd_sweep/RUN)"
         )
     folder = found.source.with_name(FOLDER)
     folder.mkdir(parents=True, exist_ok=True)

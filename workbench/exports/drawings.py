@@ -94,7 +94,7 @@ def png_of(svg: str) -> bytes:
 
 
 def _short(alt: str) -> str:
-    """The begin of a long description; the text of a note must stay readable as text."""
+    """The beginning of a long description, so that the Markdown stays readable as text."""
     if len(alt) <= _LONG_ALT:
         return alt
     return f"{alt[:_LONG_ALT].rpartition(' ')[0]} ... The tables have all numbers."

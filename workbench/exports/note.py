@@ -1,7 +1,7 @@
 """A report as a folder with report.md, its images and tables: a progress note for GitHub or HackMD.
 
-It is the HTML page in another form, so it says the same: finding, intervals and open gates first,
-the line that repeats the run last. Code cells, tooltips and the contents are left out.
+It is made from the HTML page, so it says the same: finding, intervals and open gates come first,
+the command that repeats the run last. Code cells, tooltips and the contents are left out.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def write_note(path: str | Path, *, image_base: str = "") -> Path:
     """Write the note of an executed notebook or a run folder; returns the path of report.md.
 
     Its folder is `report` in a run folder, else `NAME-report` beside NAME.ipynb. `image_base` is
-    the address under which that folder is published: images and tables then have whole addresses.
+    the address under which that folder is published: links to images and tables are then absolute.
 
     Raises as `workbench.report.page.read_executed` does.
     """
@@ -85,7 +85,7 @@ def _mark_styles(page: Tag) -> None:
 
 
 def _reshape(page: Tag) -> None:
-    """What the page says by colours and boxes, as quotes, bold words, lists and a table."""
+    """Turn colours and boxes of the page into quotes, bold words, lists and a table."""
     for part in page.select(".band, .error"):
         part.name = "blockquote"
     for part in page.select(".badge, span.gate, dd > .verdict, .verdict-line, p.strong"):
@@ -179,7 +179,8 @@ def _save_texts(page: Tag, folder: Path) -> None:
 def _add_files(page: Tag, files: dict[str, str]) -> None:
     """The links to the tables as files, before the line that repeats the run."""
     book, *tables = files
-    parts: list[str | Tag] = [tag("a", book, href=book), " has all tables, a sheet each. As CSV: "]
+    link = tag("a", book, href=book)
+    parts: list[str | Tag] = [link, " has all tables, one sheet each. As CSV: "]
     for name in tables:
         comma = ", " if name != tables[-1] else "."
         parts += [tag("a", Path(name).stem, href=name), f" ({files[name]}){comma}"]

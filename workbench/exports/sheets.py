@@ -1,4 +1,4 @@
-"""All tables of a result as CSV files and as the sheets of one XLSX file: numbers in full.
+"""All tables of a result as CSV files and as sheets of one XLSX file; numbers are not rounded.
 
 Every list and mapping of result.json becomes a table, so none has to be named here.
 """
@@ -67,7 +67,7 @@ def save_tables(result: Result, folder: Path, *, near: Path) -> dict[str, str]:
 
 
 def tables_of(result: Result) -> dict[str, pd.DataFrame]:
-    """The tables of a result by name; units stand in the headers, an unknown value is empty.
+    """The tables of a result by name; units are in the headers, an unknown value is an empty cell.
 
     Where gates failed, a column `use` says which rows must not be used, or are rough.
     """

@@ -1,8 +1,8 @@
 """Energy of devices while something runs: NVIDIA GPUs by NVML, AMD GPUs by amdsmi, CPUs by RAPL.
 
-Each is used where it responds, and nothing here ever ends a run: a missing library, a counter that
-only root may read, or a driver that vanishes becomes a sentence. Energy is that of a device's own
-counter. A device without one is sampled for its power, which is integrated over time (trapezoids).
+Nothing here ever ends a run: a missing library, a counter that only root may read, or a driver that
+stops responding is reported as a reason. Energy comes from a device's own counter. Without one, its
+power is sampled and integrated over time (trapezoids).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Source = Literal["NVML", "amdsmi", "RAPL"]
 
 POWERCAP = Path("/sys/class/powercap")
 PERIOD_S = 0.25
-"""Between two readings: short beside the averaging time of GPUs (about a second), and long enough
-that eight GPUs take little of the client's time."""
+"""Between two readings: short compared with the averaging time of GPUs (about a second), and long
+enough that reading eight GPUs takes little of the client's time."""
 _HUNG_S = 5.0
-"""A driver that has not responded for this long will not do so."""
+"""A driver that has not responded for this long is given up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,7 +52,7 @@ class PdSweep(LoadParams):
     )
     models: str = param(
         "",
-        "several models in place of one, in YAML with settings of each (docs/models.md)",
+        "several models instead of one; in YAML with settings for each (docs/models.md)",
         example=EXAMPLE,
         mapping=True,
         listed=True,

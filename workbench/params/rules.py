@@ -36,7 +36,7 @@ class Rule:
     mapping: bool = False
     """The text is a JSON object; YAML and a mapping are converted to one."""
     listed: bool = False
-    """With `mapping`: names separated by commas, or a list of them, will do; their order counts."""
+    """With `mapping`: comma-separated names, or a list, are allowed too; their order counts."""
     words: bool = False
     """The text is as in a shell; a list of words, or a mapping of variables, is written so."""
 

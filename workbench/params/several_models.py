@@ -51,9 +51,9 @@ def read_models(text: str) -> dict[str, dict[str, Any]]:
 
 
 def short_names(names: Mapping[str, Any]) -> dict[str, str]:
-    """What arms are called by: the last part of each name, more of it where two are alike.
+    """Short names for labels of arms: the last part of each name, or more parts if two are equal.
 
-    It is part of file names, so it has no slash or blank.
+    They are part of file names, so they have no slash or blank.
     """
     for parts in (1, 2, 99):
         short = {name: "-".join(name.strip("/").split("/")[-parts:]) for name in names}

@@ -134,7 +134,7 @@ class EngineParams:
     )
     time_budget_s: float = param(
         0.0,
-        "whole rounds only, as many as end within this many seconds (0: all)",
+        "run only as many whole rounds as fit into this time, in s (0: all)",
         low=0,
         high=10_000_000,
         example=3600,
@@ -328,7 +328,7 @@ class LoadParams(EngineParams):
     )
     targets: list[str] = param(
         [],
-        "what must hold, e.g. pd tpot within 20% of aggregated (docs/targets.md)",
+        "targets to check, e.g. pd tpot within 20% of aggregated (docs/targets.md)",
         example="store-warm ttft cut >= 60%",
     )
     prometheus_url: str = param(

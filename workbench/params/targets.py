@@ -1,4 +1,4 @@
-"""Targets: sentences that a run meets, misses or cannot decide, such as `pd throughput >= 150%`.
+"""Targets: sentences that a run meets, misses or leaves undecided, such as `pd throughput >= 150%`.
 
     [MODEL:] [ARM] [PASS] METRIC cut >= N% [of REFERENCE]      a latency that is N % lower
     [MODEL:] [ARM] [PASS] METRIC gain >= N% [of REFERENCE]     a throughput that is N % higher
@@ -49,7 +49,7 @@ class Target:
     metric: str
     measure: Measure
     at_least: bool
-    """Not of `within`."""
+    """Unused with `within`."""
     share: float
     """The limit: 0.6 for 60 %."""
     reference: Reference
@@ -100,7 +100,7 @@ class Target:
         return value >= self.share if self.at_least else value <= self.share
 
     def measured(self, relative: float) -> float:
-        """What the sentence speaks of: a cut or gain as a fraction, else `relative`."""
+        """The value to compare with the limit: a cut or gain as a fraction, else `relative`."""
         if self.measure == "cut":
             return 1 - relative
         return relative - 1 if self.measure in ("gain", "within") else relative

@@ -1,4 +1,4 @@
-"""What queueing theory says without a simulation: the highest rate, and the wait for prefill."""
+"""Queueing theory without a simulation: the highest rate, and the wait for prefill."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from workbench.whatif.costs import Costs
 from workbench.whatif.simulation import Load, plain_load, simulate
 
 DIFFERENCE = 0.1
-"""Largest difference between simulated and closed form, as a fraction of wait and service, on top
-of the simulation's own error."""
+"""Largest difference between simulated and closed form, as a fraction of wait and service, in
+addition to the simulation's own error."""
 _LONG, _BATCHES = 10_000, 20
 """Requests of the simulation that is compared, since the formula is for an endless queue; and in
 how many parts its error is estimated (batch means, three standard errors)."""
@@ -58,7 +58,7 @@ class ClosedForm:
 def closed_form(
     topology: Topology, load: Load, costs: Costs, *, rate_per_s: float, poisson: bool
 ) -> ClosedForm:
-    """The bounds of a topology for a load of this mix, and the check of the simulation by them."""
+    """The highest rates of a topology for this mix of requests, and the check of the simulation."""
     uncached = load.prompt_tokens - load.cached_tokens
     both = zip(uncached.tolist(), load.cached_tokens.tolist(), strict=True)
     services_s = np.array([costs.prefill_s(new, before) for new, before in both])

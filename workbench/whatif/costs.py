@@ -1,4 +1,4 @@
-"""What a step, a token and a byte cost, and the limits of an instance."""
+"""The time of a step, a token and a byte, and the limits of an instance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A linear fit with coefficients of at least 0, robust to a few delayed requests."""
+"""A linear fit with coefficients of at least 0, robust against a few delayed requests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HUBER = 1.345
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """A duration in seconds as a sum of terms, as it was fitted, and where it holds."""
+    """A fitted duration in seconds as a sum of terms, and the range where it holds."""
 
     terms: tuple[str, ...]
     coefficients: tuple[float, ...]
@@ -93,5 +93,5 @@ def _solve(design: NDArray[np.float64], measured_s: NDArray[np.float64]) -> NDAr
 
 
 def _plain(values: NDArray[np.float64] | Sequence[float]) -> tuple[float, ...]:
-    """Six digits are more than a measurement has."""
+    """Rounded to six digits, which is more than a measurement has."""
     return tuple(float(f"{value:.6g}") for value in values)

@@ -1,4 +1,4 @@
-"""Predictions beside measured runs of topologies that the profile has not seen."""
+"""Predictions compared with measured runs of topologies that were not profiled."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def held_out(profile: Profile, result: Result) -> list[HeldOut]:
     """
     if result.run.notebook != "pd_sweep":  # the passes of a profile differ in more than the rate
         raise ResultError(
-            f"{result.run.run_id} is not a pd_sweep, so it holds no topology out; measure one"
+            f"{result.run.run_id} is not a pd_sweep, so it has no held-out topology; measure one"
             " (example: workbench run pd_sweep -p topology 1p2d -p rate_per_s 2)"
         )
     rows = result.requests

@@ -2,7 +2,7 @@
 
 Each step gives a token to every decoding request and the rest of the token budget to prompts in
 the order of arrival, by vLLM's rule. Steps between two events that change the batch are taken
-together, so that a simulation's time does not depend on the number of output tokens.
+together, so the simulation's run time does not depend on the number of output tokens.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ class Instance:
     costs: Costs
     role: str
     blocks: int = 0
-    """Not in use by prompts that are computed, loaded or held."""
+    """Blocks not used by prompts that are computed, loaded or held."""
     waiting: deque[Leg] = field(default_factory=deque)
     ready: deque[Leg] = field(default_factory=deque)
-    """Their KV has arrived."""
+    """Requests whose KV has arrived."""
     computing: list[Leg] = field(default_factory=list)
     decoding: dict[int, Leg] = field(default_factory=dict)
     ends: list[tuple[int, int, Leg]] = field(default_factory=list)
@@ -88,7 +88,7 @@ class Instance:
         self.poke()
 
     def poke(self) -> None:
-        """Something changed: begin a step, or end the steps taken together after this one."""
+        """React to a change: begin a step, or end the steps taken together after this one."""
         if not self.running:
             self._next()
         elif self.jump is not None:
@@ -157,7 +157,7 @@ class Instance:
         self.env.timeout(duration_s, done).callbacks.append(self._stepped)
 
     def _admit(self) -> list[Leg]:
-        """Give blocks to waiting requests; those whose first decode step comes now."""
+        """Give blocks to waiting requests; returns those whose first decode step is next."""
         costs = self.costs
         joining = []
         room = costs.step_sequences - len(self.decoding) - len(self.computing)
@@ -254,7 +254,7 @@ class Instance:
         self._next()
 
     def _free(self, wanted: int) -> int:
-        """Free blocks, exactly where fewer than `wanted` are certain to be."""
+        """Free blocks: a lower bound if that is enough for `wanted`, otherwise the exact number."""
         at_least = self.blocks - self.kv // self.costs.block_tokens - len(self.decoding)
         return at_least if at_least >= wanted else self.blocks - self._used(self.steps)
 
@@ -284,13 +284,13 @@ class Instance:
             self.waiting.appendleft(again)
 
     def _decode_time(self, steps: int) -> float:
-        """So many decode steps of this batch: an arithmetic series, since KV grows."""
+        """Time of so many decode steps of this batch: an arithmetic series, since KV grows."""
         batch = len(self.decoding)
         growth_s = self.costs.kv_token_s * batch * steps * (steps - 1) / 2
         return steps * self.costs.decode_s(batch, self.kv) + growth_s
 
     def _steps_until(self, passed_s: float) -> int:
-        """The steps that have begun by then."""
+        """How many steps have begun after so much time."""
         batch = len(self.decoding)
         slope = self.costs.kv_token_s * batch / 2
         first_s = self.costs.decode_s(batch, self.kv) - slope

@@ -1,4 +1,4 @@
-"""What a topology would do under a load, and where the profile does not say it."""
+"""The prediction for a topology under a load, and where the profile does not support one."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Predicted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """What one topology would do; without numbers where `refused` says why."""
+    """The prediction for one topology; without numbers if `refused` says why."""
 
     topology: Topology
     closed: ClosedForm
@@ -132,7 +132,9 @@ def _check(profile: Profile, params: PdSweep, workload: Workload, topology: Topo
         raise PlanError(must_be("prompt_tokens", allowed, got, f"{high:.0f}"))
     least_ms = 1000 * profile.lone_ttft_s[0] / 2
     if 0 < params.ttft_limit_ms < least_ms:
-        allowed = f"at least {least_ms:.0f} (half the TTFT of a lone, shortest profiled prompt)"
+        allowed = (
+            f"at least {least_ms:.0f} (half the TTFT of the shortest profiled prompt, sent alone)"
+        )
         raise PlanError(
             must_be("ttft_limit_ms", allowed, params.ttft_limit_ms, round(4 * least_ms))
         )
@@ -143,7 +145,7 @@ def _hits(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Tokens that the first instance of each request has, and those that decode has to fetch.
 
-    As the ledger's ideal says of caches that never evict. With a KV store all prefill instances
+    As in the ledger's ideal caches, which never evict. With a KV store all prefill instances
     have what one of them has.
     """
     requests = workload.requests
@@ -185,7 +187,7 @@ def _load(
     prompts = np.array([request.prompt_tokens for request in requests], np.int64)
     seen = np.asarray(profile.overheads_s, float)
     rows = np.random.default_rng(seed).integers(0, len(seen), len(requests))
-    # JSON of longer prompts takes longer: each part is moved along its slope.
+    # JSON of longer prompts takes longer: each part is adjusted by its slope.
     slopes = np.polyfit(seen[:, 0], seen[:, 1:], 1)[0]
     moved = seen[rows, 1:] + (prompts - seen[rows, 0])[:, None] * slopes
     return Load(
@@ -200,7 +202,7 @@ def _load(
 
 
 def _outside(profile: Profile, found: Simulated) -> str:
-    """Why the simulated run left what was profiled; empty if it did not."""
+    """Why the simulated run is outside the profile; empty if it is not."""
     most = round(profile.decode.ranges["batch"][1])
     above_s = sum(s for batch, s in found.batch_s.items() if batch > most)
     if above_s > OUTSIDE * sum(found.batch_s.values()):
@@ -241,9 +243,9 @@ def _doubts(
     if connector(profile.connector).store and any(
         request.ideal_reuse_tokens for request in workload.requests
     ):
-        doubts.append("Loads of shared prefixes from the KV store are taken as free.")
+        doubts.append("Loads of shared prefixes from the KV store are assumed to take no time.")
     if not profile.machine["gpus"] and not profile.simulated:
         doubts.append(
-            "On a CPU all instances share the cores, and the simulation gives each its own."
+            "On a CPU all instances share the cores, but the simulation gives each its own."
         )
     return doubts

@@ -51,8 +51,9 @@ def _checked(row: HeldOut) -> str:
 
 def _lines(found: Prediction, *, checked: bool) -> Iterator[str]:
     closed = found.closed
-    busy = "" if isnan(closed.utilisation) else f", at {closed.utilisation:.0%} of it"
-    yield (f"{found.topology}: at most {closed.bound_per_s:.3g} req/s by {closed.bottleneck}{busy}")
+    busy = "" if isnan(closed.utilisation) else f", utilisation {closed.utilisation:.0%}"
+    most = f"at most {closed.bound_per_s:.3g} req/s (limit: {closed.bottleneck})"
+    yield f"{found.topology}: {most}{busy}"
     if found.refused:
         yield f"  {found.refused}"
         return
@@ -62,9 +63,9 @@ def _lines(found: Prediction, *, checked: bool) -> Iterator[str]:
     yield "  p99: not predicted (no check supports it)"
     if not isnan(closed.wait_s):
         yield (
-            "  mean prefill queue of a long run"
+            "  mean prefill queue of a long run: simulated"
             f" {1000 * closed.simulated_wait_s:.3g} ms (+- {1000 * closed.simulated_error_s:.3g}),"
-            f" by Pollaczek-Khinchine {1000 * closed.wait_s:.3g} ms"
+            f" Pollaczek-Khinchine {1000 * closed.wait_s:.3g} ms"
         )
     yield from (f"  {doubt}" for doubt in found.doubts)
 

@@ -1,4 +1,4 @@
-"""A profile: what one 1p1d costs per step, token and byte, as a finished run measured it."""
+"""A profile: what a measured 1p1d takes per step, token and byte."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 LEAST_LENGTHS, LEAST_BATCHES = 3, 3
-"""Different prompt lengths and decode batches without which a fit has no shape."""
+"""Fewest different prompt lengths and decode batches for a fit."""
 FREE = frozenset(
     (
         *("topology", "workload", "prompt_tokens", "output_tokens", "requests", "shared_share"),
@@ -44,9 +44,9 @@ FREE = frozenset(
 LARGEST_RESIDUAL = 0.3
 """Median of |measured / fitted - 1| of prefill and decode above which there is no profile."""
 LEAST_OVERLAPS = 5
-"""Transfers beside another one, without which their slope is not fitted."""
+"""Fewest overlapping transfers for which their slope is fitted."""
 _STEP_TOKENS, _STEP_SEQUENCES = 2048, 256
-"""vLLM's defaults on a CPU, where neither an argument nor the log has others."""
+"""vLLM's defaults on a CPU, used if neither an argument nor the log has a value."""
 _KV_LINE = re.compile(r"KV cache size: ([\d,]+) tokens")
 _BUDGET_LINE = re.compile(r"max_num_batched_tokens=(\d+)")
 
@@ -121,8 +121,9 @@ class Profile:
         for name, value in self.machine.items():
             if here[name] != value:
                 raise PlanError(
-                    f"this profile is of another machine ({name} {value!r}, here {here[name]!r});"
-                    " measure one here (example: workbench profile -p connector nixl)"
+                    f"this profile was measured on another machine ({name} {value!r}, here"
+                    f" {here[name]!r}); measure one here (example: workbench profile -p connector"
+                    " nixl)"
                 )
         # Values given as text become those of their type.
         own = {"engine": self.parameters["engine"], "connector": self.parameters["connector"]}
@@ -166,7 +167,7 @@ def profile_of(result: Result) -> Profile:
     arm = _arm(result)
     bytes_per_token = run.engine.kv_bytes_per_token
     if not bytes_per_token:
-        raise ResultError(f"{run.run_id} does not know the KV bytes per token of its model")
+        raise ResultError(f"{run.run_id} has no KV bytes per token of its model")
     rows = _timed(result, arm)
     cold = rows[rows["pass"].str.startswith("cold") & rows["ideal_reuse_tokens"].eq(0)]
     alone = cold[cold["in_flight"] == 1]
@@ -342,7 +343,7 @@ def _kv_tokens(result: Result, bytes_per_token: float) -> dict[str, int]:
     missing = {"prefill", "decode"} - found.keys()
     if missing:
         raise ResultError(
-            f"{result.run.run_id} does not say the KV space of {' and '.join(missing)}"
+            f"{result.run.run_id} has no KV space of {' and '.join(missing)} in its logs"
         )
     # An aggregated instance has the arguments of both roles; without one it has decode's space.
     return {"aggregated": found["decode"]} | found

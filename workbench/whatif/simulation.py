@@ -42,7 +42,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Simulated:
-    """What a simulation gives."""
+    """The result of a simulation."""
 
     requests: pd.DataFrame
     """A row per request: index, sent_s, the parts of its TTFT, ttft_s, tpot_s, e2e_s."""

@@ -71,8 +71,8 @@ def test_versions_machine_commit_and_workload_count(base):
     other = with_parameters(other, connector="none", seed=1, rounds=9)
     other = replace(other, workload=replace(base.workload, hash="f" * 64))
     assert first_line(differences(base, other)) == (
-        "7 settings differ, so no cause can be named: seed, connector, rounds, cores, memory_gb,"
-        " vllm and 1 more"
+        "7 settings differ, so no effect can be attributed to one: seed, connector, rounds, cores,"
+        " memory_gb, vllm and 1 more"
     )
     (hashed,) = (each for each in differences(base, other) if each.group == "workload")
     assert not hashed.counted  # the seed explains it

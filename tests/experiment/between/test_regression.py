@@ -70,12 +70,12 @@ def test_times_of_a_busy_machine_are_rough_and_decide_nothing():
 def test_repetitions_of_the_base_give_a_noise_floor_that_widens_every_interval(runs):
     bases = [runs["base"], runs["again"]]
     found = judge(runs["third"], bases, allow=0.9)
-    assert found.floor.source == "from 2 runs of the base"
+    assert found.floor.source == "from 2 runs of the baseline"
     assert all(0 < value < 0.3 for value in found.floor.of.values())
     assert found.judged[0].row.ratio.baseline_rounds == 8  # launches of both
     # A floor above the distance to the limit leaves nothing that rounds can decide.
     noisy = judge(runs["third"], bases, allow=0.05)
-    open_ = [each for each in noisy.judged if "equal runs differ by more" in each.why]
+    open_ = [each for each in noisy.judged if "closer to the limit than" in each.why]
     assert open_
     assert {each.rounds for each in open_} == {inf}
 
@@ -96,7 +96,7 @@ def test_equal_arms_of_the_base_give_a_noise_floor(runs):
     found = judge(runs["again"], [both], allow=0.9, arm="1p1d nixl")
     assert found.floor.source.startswith("unknown")  # the twin was not selected
     found = judge(both, [both], allow=0.9)
-    assert found.floor.source == "from equal arms of the base (1p1d nixl, 1p1d nixl again)"
+    assert found.floor.source == "from equal arms of the baseline (1p1d nixl, 1p1d nixl again)"
     assert found.floor.of["ttft_s"] == pytest.approx(0.1)
     assert found.floor.of["tpot_s"] == pytest.approx(0.0)
 
@@ -111,7 +111,7 @@ def test_what_the_run_did_not_measure_is_undecided(runs):
 
 
 def test_runs_that_are_no_repetitions_give_no_noise_floor(runs):
-    with pytest.raises(ResultError, match="base runs must be repetitions of one another, but 1 se"):
+    with pytest.raises(ResultError, match="baseline runs must be repetitions of one another, but"):
         judge(runs["again"], [runs["base"], runs["slow"]], allow=0.05)
     with pytest.raises(ResultError, match="have no arm and pass in common; got nothing and not"):
         judge(runs["again"], [runs["base"]], allow=0.05, arm="5a")

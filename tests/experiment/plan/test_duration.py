@@ -54,7 +54,7 @@ def test_what_was_never_measured_on_a_gpu_is_unknown(sweep, machine_has, model):
     machine_has("cuda", gpus=8)
     plan = sweep(topology="1p1d", model=str(model), connector="nixl")
     assert str(plan).endswith(
-        "duration: 9 launches in an unknown time (rounds 1 first measures it)"
+        "duration: 9 launches, duration unknown (a run with rounds 1 measures it)"
     )
     for arm in plan.arms:
         remember_launch(plan.launch_key(arm), 120.0)

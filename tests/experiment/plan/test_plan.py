@@ -99,7 +99,7 @@ def test_a_plan_shows_every_process_it_would_start(sweep):
 
 def test_an_attached_arm_has_no_processes_to_show(sweep):
     plan = sweep(**ATTACH)
-    assert str(plan).endswith("duration: 3 launches in an unknown time (the servers are attached)")
+    assert str(plan).endswith("duration: 3 launches, duration unknown (the servers are attached)")
     with pytest.raises(PlanError, match="its servers run already"):
         plan.arms[0].deployment(range(9))
 

@@ -42,7 +42,7 @@ ENERGY = EnergyRow(
 RUN = RunFacts(
     notebook="pd_sweep", run_id="x", status="success", machine={"platform": "cuda"},
     points=(POINT,), decisions=(DECIDED,), energy=(ENERGY,), decision="1p1d serves 4 req/s.",
-    power="Power was measured of GPU 0.", parameters={"gpu_hour_price": "2.5 USD"},
+    power="Power was measured for GPU 0.", parameters={"gpu_hour_price": "2.5 USD"},
 )  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def test_a_decision_has_load_room_cost_energy_and_gate():
         "GPUs": "2",
         "req/s within limits": "4",
         "requests within limits": "98 % [94, 100]",
-        "KV head-room": "324 hand-offs (4 used)",
+        "KV headroom": "324 hand-offs (4 used)",
         "USD per M output tokens": "2.50 [2.25, 2.75]",
         "J per output token": "4.00 [3.60, 4.40]",
         "gate": "14 gates passed",
@@ -94,7 +94,7 @@ def test_head_room_without_hand_offs_counts_requests_and_may_be_unknown():
         ({"head_room": nan}, "not known"),
     ):
         run = replace(RUN, decisions=(replace(DECIDED, **changed),))
-        assert decision_table(run)["KV head-room"][0] == cell
+        assert decision_table(run)["KV headroom"][0] == cell
 
 
 def test_points_have_every_number_with_its_interval():
@@ -103,7 +103,7 @@ def test_points_have_every_number_with_its_interval():
     assert row["tok/s per GPU"] == "62.0 [55.8, 68.2]"
     assert row["tok/s per user"] == "90.0 [81.0, 99.0]"
     assert row["USD per M tokens"] == "0.0250 [0.0225, 0.0275]"
-    assert (row["above idle"], row["mean W"]) == ("3.00 [2.70, 3.30]", "512")
+    assert (row["J above idle"], row["mean W"]) == ("3.00 [2.70, 3.30]", "512")
 
 
 def test_an_unknown_number_says_why_and_is_not_0():
@@ -131,6 +131,6 @@ def test_the_sentences_are_decision_notes_and_power():
     assert decision_lines(run) == [
         "1p1d serves 4 req/s.",
         "1p1d lmcache: few requests.",
-        "Power was measured of GPU 0.",
+        "Power was measured for GPU 0.",
     ]
     assert decision_lines(replace(run, decision="", power="", decisions=())) == []

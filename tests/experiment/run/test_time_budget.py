@@ -62,7 +62,7 @@ def test_the_first_round_always_runs_and_an_overrun_is_said(budget, clock):
     clock.now_s = 500.0
     assert budget.allows(0)
     (doubt,) = budget.doubts()
-    assert doubt.startswith("The run took 540 s, longer than time_budget_s 100:")
+    assert doubt.startswith("The run took 540 s, longer than time_budget_s 100, because")
     plain(doubt, most_words=25)
 
 

@@ -143,7 +143,7 @@ def test_a_comparison_obeys_the_gates_of_its_runs(tmp_path):
     assert busy.ratio_tables[0]["verdict"][0] == "not significant (rough: client did not keep up)"
     assert "grayscale" not in busy.figure.svg
     wrong = wb.compare_results([one, failed(two, "KV moved")], cache_state="cold")
-    assert wrong.sentences[2] == "TTFT of 1 arm and pass: 1 not valid or not known."
+    assert wrong.sentences[2] == "TTFT of 1 arm and pass: 1 not valid or unknown."
     ratios = wrong.ratio_tables[0]
     assert set(ratios["ratio"]) == {"withheld"}
     assert set(ratios["verdict"]) == {"not valid: KV was not transferred"}

@@ -40,7 +40,7 @@ def paths(chart):
 def test_it_names_the_arm_with_most_throughput_and_the_fastest():
     chart = pareto(points(*LADDER))
     said = text(chart)
-    assert "Most throughput per GPU: 2a (130 tok/s)" in said
+    assert "Highest throughput per GPU: 2a (130 tok/s)" in said
     assert "fastest per user: 1p1d lmcache (100 tok/s)" in said
     assert "output tokens/s per GPU (log scale)" in said
     assert "tokens/s per user: 1 / median TPOT (log scale)" in said
@@ -73,7 +73,7 @@ def test_points_of_a_failed_gate_are_hollow_or_crossed_out_and_off_the_line():
     assert "Crossed out: not valid" in struck.caption
     assert paths(struck) == 1
     assert "Hollow" not in struck.caption
-    found = "2a: most throughput per GPU (130 tok/s) and fastest per user (95.0 tok/s)"
+    found = "2a: highest throughput per GPU (130 tok/s) and fastest per user (95.0 tok/s)"
     assert found in text(struck)
 
 
@@ -90,7 +90,7 @@ def test_many_points_have_no_labels():
 def test_an_unknown_number_of_gpus_leaves_throughput_in_all():
     frame = points(*LADDER).assign(gpu_tps=None)
     chart = pareto(frame)
-    assert "output tokens/s in all (log scale)" in words(chart)
+    assert "output tokens/s of all instances (log scale)" in words(chart)
     assert "The number of GPUs is unknown" in chart.caption
 
 
@@ -99,7 +99,7 @@ def test_models_have_a_panel_each():
     frame.attrs["unit"] = "GPU"
     chart = pareto(frame)
     assert {"large", "small"} <= set(words(chart))
-    assert "Most throughput" not in text(chart)  # models are not compared with one another
+    assert "Highest throughput" not in text(chart)  # models are not compared with one another
 
 
 @pytest.mark.parametrize("column", ["user_tps", "gpu_tps"])

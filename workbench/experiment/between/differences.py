@@ -1,7 +1,7 @@
 """Which settings of two runs differ: parameters, machine, versions, command lines, workload.
 
-What follows from another difference is shown, but not counted: parameters determine command lines
-and workload, so these count only where no parameter, version or commit differs.
+A difference that follows from another is shown, but not counted: parameters determine command lines
+and workload, so these count only if no parameter, version or commit differs.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SAME_MEMORY = 0.05
 """Memory sizes that differ by less are equal: kernels reserve different parts of it."""
 _ABSENT = "absent"
 _NAMED = 6
-"""As many names stand in the first line."""
+"""So many names are in the first line."""
 _PORTS = (
     (re.compile(r"(--[\w-]*port[ =])\d+"), r"\1PORT"),
     (re.compile(r'("[\w.]*port": "?)\d+'), r"\1PORT"),
@@ -83,7 +83,7 @@ def settings_key(run: RunFacts) -> str:
 
 
 def first_line(found: Collection[Difference]) -> str:
-    """`1 setting differs: connector (none and lmcache)`, or that no cause can be named."""
+    """`1 setting differs: connector (none and lmcache)`, or that several do."""
     counted = [each for each in found if each.counted]
     if not counted:
         return REPETITION
@@ -92,7 +92,7 @@ def first_line(found: Collection[Difference]) -> str:
         return f"1 setting differs: {only.name} ({only.one:.60} and {only.other:.60})"
     names = ", ".join(each.name for each in counted[:_NAMED])
     more = f" and {len(counted) - _NAMED} more" * (len(counted) > _NAMED)
-    return f"{len(counted)} settings differ, so no cause can be named: {names}{more}"
+    return f"{len(counted)} settings differ, so no effect can be attributed to one: {names}{more}"
 
 
 def distinct_labels(names: Sequence[str]) -> list[str]:
@@ -105,10 +105,10 @@ def distinct_labels(names: Sequence[str]) -> list[str]:
 def check_alike(
     runs: Mapping[str, RunFacts], unlike: Collection[str] = (), *, command: str = "compare"
 ) -> None:
-    """Refuse runs on unlike machines, with unlike workloads or models. Raises ResultError.
+    """Refuse runs with different machines, workloads or models. Raises ResultError.
 
-    `runs` are by the label that the message names. Each is held against the first one that says
-    the same; a file of an earlier version may not.
+    `runs` are by the label that the message names. Each value is compared with that of the first
+    run that has it; a file of an earlier version may lack it.
     """
     first: dict[str, tuple[str, str]] = {}
     for label, run in runs.items():
@@ -117,8 +117,8 @@ def check_alike(
             if value != wanted and kind not in unlike:
                 raise ResultError(
                     f"{noun} must be the same in both runs, got {wanted} in {named} and {value} in"
-                    f" {label}. Measure both alike, or allow it (example: workbench {command} ..."
-                    f" --unlike {kind})"
+                    f" {label}. Repeat one run, or allow the difference (example: workbench"
+                    f" {command} ... --unlike {kind})"
                 )
 
 

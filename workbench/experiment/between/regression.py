@@ -57,9 +57,10 @@ class Judged:
     row: Compared
     outcome: Outcome
     why: str = ""
-    """Of an undecided one."""
+    """Why it is undecided."""
     rounds: float = nan
-    """Rounds in each run that would decide it; infinite if no number does, NaN if others help."""
+    """Rounds in each run that would decide it; infinite if no number does, NaN if something else
+    is missing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +94,7 @@ class Regression:
 
     @property
     def rounds(self) -> float:
-        """Rounds in each run that decide all that rounds can decide; NaN if there is none."""
+        """Rounds in each run that decide all comparisons that rounds can decide; NaN if none."""
         known = [each.rounds for each in self.judged if isfinite(each.rounds)]
         return max(known, default=nan)
 
@@ -200,7 +201,7 @@ def _judged(row: Compared, limit: float, width: float, *, worse: bool, tested: i
             rounds=float(ROUNDS_FOR_INTERVAL) if isnan(rounds) else rounds,
         )  # fmt: skip
     if distance <= 0:
-        why = "equal runs differ by more than this change differs from the limit"
+        why = "the change is closer to the limit than the noise floor"
         return Judged(row=row, outcome="undecided", why=why, rounds=inf)
     return Judged(row=row, outcome="undecided", why=_too_few(rounds), rounds=rounds)
 
@@ -232,7 +233,7 @@ def _worst_first(each: Judged) -> tuple[int, float]:
 
 
 def _check_repetitions(bases: Sequence[Result]) -> None:
-    """Refuse runs of the base that differ in a setting: they are no noise floor."""
+    """Refuse repetitions of the baseline that differ from it in a setting."""
     first, *others = bases
     for other in others:
         found = [
@@ -242,26 +243,26 @@ def _check_repetitions(bases: Sequence[Result]) -> None:
         ]
         if found:
             raise ResultError(
-                f"base runs must be repetitions of one another, but {first_line(found)} in"
+                f"baseline runs must be repetitions of one another, but {first_line(found)} in"
                 f" {first.folder.name} and {other.folder.name}. Give only runs with the same"
                 " settings (example: --against outputs/pd_sweep/RUN_1 outputs/pd_sweep/RUN_2)"
             )
 
 
 def _floor(every: Sequence[Launches]) -> Floor:
-    """From repetitions of the base, else from arms with equal command lines, else unknown."""
+    """From repetitions of the baseline, else from arms with equal command lines, else unknown."""
     run, *bases = every
     if len(bases) > 1:
         found = _log_ratios(
             (one, kind, other, kind) for one, other in combinations(bases, 2) for kind in one.kinds
         )
-        return Floor(of=found, source=f"from {len(bases)} runs of the base")
-    for launches, name in ((bases[0], "the base"), (run, "the run")):
+        return Floor(of=found, source=f"from {len(bases)} runs of the baseline")
+    for launches, name in ((bases[0], "the baseline"), (run, "the run")):
         twins = list(_twins(launches))
         if found := _log_ratios((launches, one, launches, other) for one, other in twins):
             arms = dict.fromkeys(arm for pair in twins for arm, _ in pair)
             return Floor(of=found, source=f"from equal arms of {name} ({', '.join(arms)})")
-    return Floor(of={}, source="unknown, because the base is one run without equal arms")
+    return Floor(of={}, source="unknown, because the baseline is one run without equal arms")
 
 
 def _log_ratios(pairs: Iterator[tuple[Launches, Kind, Launches, Kind]]) -> dict[str, float]:

@@ -90,7 +90,7 @@ def launches_of(result: Result, *, arm: str = "", cache_state: str = "") -> Laun
 def compared(
     run: Launches, base: Launches, *, metrics: Iterable[str] = NAMES, more: Sequence[Launches] = ()
 ) -> Iterator[Compared]:
-    """Each arm and pass of `run` against its like in `base`; `more` are repetitions of the base."""
+    """Each arm and pass of `run` against its match in `base`; `more` are repetitions of `base`."""
     pairs, _ = pairs_of(run, base)
     for metric, (ours, theirs) in product(metrics, pairs):
         if (metric, ours) not in run.numbers or (metric, theirs) not in base.numbers:
@@ -135,9 +135,9 @@ def worst(*spoils: Spoil) -> Spoil:
 
 
 def pairs_of(run: Launches, base: Launches) -> tuple[list[tuple[Kind, Kind]], list[list[Kind]]]:
-    """Like arms and passes of two runs, and what each has alone.
+    """Matching arms and passes of two runs, and those that only one of them has.
 
-    Like is the same arm and pass, else the only ones left with the same topology and pass.
+    A match is the same arm and pass, else the only ones left with the same topology and pass.
     """
     names = [{facts.label: facts.topology for facts in each.run.arms} for each in (run, base)]
     pairs: list[tuple[Kind, Kind]] = []

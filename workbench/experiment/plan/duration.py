@@ -1,7 +1,7 @@
 """How long a run will take: from launches that were measured on this machine before, or by a rule.
 
 Each launch of a real engine leaves its duration in the cache folder. A plan with the same servers,
-workload and machine uses it, so that one round predicts a sweep of many. A rule exists only for the
+workload and machine uses it, so one round predicts a sweep of many. A rule exists only for the
 tiny model on a CPU (`plan.ExperimentPlan.rule_s`) and for the simulated engine.
 """
 
@@ -61,7 +61,7 @@ class Duration:
     def __str__(self) -> str:
         launches = self.rounds * len(self.launch_s)
         if isnan(self.total_s):
-            return f"{_count(launches, 'launch', 'es')} in an unknown time {self.basis}"
+            return f"{_count(launches, 'launch', 'es')}, duration unknown {self.basis}"
         found = f"{_count(launches, 'launch', 'es')} in about {spelled(self.total_s)}"
         if self.gpus:
             found += f", {self.gpu_hours:.2g} GPU-hours"

@@ -36,7 +36,7 @@ from workbench.serve.vllm import EngineSettings, Platform, number_format
 from workbench.topology import ROLES, Role, TensorParallel, Topology
 
 _MAY_EXCEED = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
-"""With it vLLM takes a context longer than the model's."""
+"""With this variable vLLM accepts a context longer than the model's."""
 _NAMED_ADDRESSES = 5
 _WIDE_TAKES = 2.5
 """How much longer a step of a simulated `tiny-wide` takes."""

@@ -340,8 +340,8 @@ class ExperimentPlan:
             speeds = [(f"{p.model}: " * bool(p.model), p.speed) for p in self.parts if p.speed]
             basis = f"on an idle machine ({part}{'; '.join(f'{of}{how}' for of, how in speeds)})"
         else:
-            part = "rounds 1 first measures it" if self.settings else "the servers are attached"
-            basis = f"({part})"
+            first = "a run with rounds 1 measures it"
+            basis = f"({first if self.settings else 'the servers are attached'})"
         for arm in self.arms:
             if isnan(launch_s[arm.label]):
                 launch_s[arm.label] = self._rule_s(arm)

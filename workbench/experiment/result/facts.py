@@ -108,13 +108,13 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetRow:
-    """A target, and the comparison that decides it: of several the worst."""
+    """A target, and the comparison that decides it: the worst if there are several."""
 
     target: str
     outcome: Literal["met", "not met", "undecided"]
     value: Number = nan
-    """What the target speaks of, in percent: a cut, a gain, or the metric relative to its
-    reference (of `within` minus 100)."""
+    """The measured value in percent: a cut, a gain, or the metric relative to its reference
+    (minus 100 for `within`)."""
     low: Number = nan
     high: Number = nan
     arm: str = ""
@@ -122,9 +122,9 @@ class TargetRow:
     baseline_arm: str = ""
     baseline_pass: str = ""
     comparisons: int = 0
-    """As many does it name."""
+    """Number of comparisons that the target names."""
     why: str = ""
-    """Why it is undecided, or why to doubt it."""
+    """Why it is undecided, or what makes it doubtful."""
 
     @property
     def measured(self) -> str:
@@ -147,7 +147,7 @@ class TargetRow:
 
     @property
     def mark(self) -> str:
-        """The shape that stands before the outcome."""
+        """The symbol in front of the outcome."""
         return {"met": "●", "undecided": "◆", "not met": "▲"}[self.outcome]
 
 
@@ -236,7 +236,7 @@ class EnergyRow:
     """Its power before the passes of the launch, while the servers waited for requests."""
     samples: int
     counted: bool
-    """By its own energy counter; otherwise its power was sampled and integrated."""
+    """True for its own energy counter; otherwise its power was sampled and integrated."""
     problem: str = ""
     """Why `joules` is unknown."""
 
@@ -256,7 +256,7 @@ class DecisionRow:
     pass_name: str
     """The pass at `met`, or at the lowest load if none met them; `points` has its cost."""
     settled: bool
-    """The intervals of both loads are on their side of the wanted fraction."""
+    """Neither interval of the two loads contains the wanted fraction."""
     note: str
     """Why it is not settled, or what else limits it."""
     share: Number
@@ -264,19 +264,20 @@ class DecisionRow:
     share_low: Number
     share_high: Number
     throughput_per_s: Number
-    """Responses per second in it; null without a sweep."""
+    """Responses per second in that pass; null without a sweep."""
     kv_tokens: Number
-    """KV space of the instances that decode, as they report it."""
+    """KV space that the decoding instances report, in tokens."""
     request_tokens: int
     """The longest prompt with its output."""
     running: Number
-    """Most requests that decoded at the same time in it."""
+    """Largest number of requests that decoded at the same time in that pass."""
     head_room: Number
     """Further requests of that length whose KV fits: hand-offs that decode can hold at once."""
     hand_offs: Number
-    """Most requests that waited for their KV at the same time; null without a PD split."""
+    """Largest number of requests that waited for their KV at the same time; null without a PD
+    split."""
     gate: str
-    """The gate that makes this void or rough, or that would if it failed."""
+    """The gate that makes this not valid or rough, or that would if it failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -433,7 +434,7 @@ class ArmFacts:
     hosts: Mapping[str, str] = field(default_factory=dict)
     """The host of each instance, by its name; empty if all ran on this machine."""
     decode_kv_tokens: tuple[Number, ...] = ()
-    """KV space of each instance that decodes, in tokens, as it reports it."""
+    """KV space that each decoding instance reports, in tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -594,7 +595,7 @@ class RunFacts:
     points: tuple[PointRow, ...] = ()
     decisions: tuple[DecisionRow, ...] = ()
     decision: str = ""
-    """Which arm serves how much within the limits, or how to ask for it."""
+    """The highest load of each arm within the limits, or which parameters are missing."""
     energy: tuple[EnergyRow, ...] = ()
     power: str = ""
     """How power was measured, or why it was not."""

@@ -77,7 +77,7 @@ def decision_table(run: RunFacts) -> pd.DataFrame:
             f"{unit_of(run)}s": str(row.gpus or "unknown"),
             f"{'req/s' if row.load == 'rate' else 'users'} within limits": _load(row),
             "requests within limits": f"{100 * row.share:.0f} %{ends}",
-            "KV head-room": _room(row),
+            "KV headroom": _room(row),
         }
         if point is not None and not isnan(row.met):
             known = _cost_and_energy(run, point)
@@ -120,7 +120,7 @@ def _cost_and_energy(run: RunFacts, point: PointRow) -> dict[str, str]:
         cells[f"{price.currency} per M tokens"] = _cell(point.total_cost)
     if run.energy:
         cells["J per output token"] = _cell(point.energy)
-        cells["above idle"] = _cell(point.energy_above_idle)
+        cells["J above idle"] = _cell(point.energy_above_idle)
         cells["mean W"] = three_digits(point.power_w)
     return cells
 

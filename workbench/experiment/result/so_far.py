@@ -1,6 +1,7 @@
 """The partial result of a run that is under way or was interrupted, as a folder of its own.
 
-The run goes on while the folder is read, so it has a copy of what belongs to the findings so far.
+The run continues while this folder is read, so the folder has copies of the rows that the findings
+so far are based on.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from workbench.experiment.result.run_folder import SO_FAR, read_frame, write_fra
 
 
 def attempts_of(run_folder: Path) -> list[tuple[Path, RunFacts]]:
-    """The attempts in a run's folder, or the one that is given, with their facts; newest first."""
+    """The attempts in a run's folder (or the one given) with their facts, newest first."""
     own = run_folder.name.startswith("attempt-")
     found = []
     for attempt in [run_folder] if own else sorted(run_folder.glob("attempt-*"), reverse=True):
@@ -60,17 +61,17 @@ def result_so_far(run_folder: Path) -> Path:
 def _nothing(run_folder: Path, attempts: list[tuple[Path, RunFacts]]) -> str:
     if attempts:
         launches = attempts[0][1].launches
-        of = f" of its {launches.planned} launches" if launches else ""
+        of = f" from its {launches.planned} launches" if launches else ""
         return (
-            f"{run_folder} must have a launch with findings, got none{of} yet; see what the run"
-            " does now (example: workbench status)"
+            f"{run_folder} has no findings{of} yet; see what the run does now (example: workbench"
+            " status)"
         )
     if (run_folder / "result.json").is_file():
         return (
-            f"{run_folder} has a finished result and no unfinished run; render its notebook"
+            f"{run_folder} is a finished run, not a partial one; render its notebook"
             f" (example: workbench report {run_folder / 'run.ipynb'})"
         )
     return (
-        f"{run_folder} must be the folder of a run that is unfinished (example: workbench report"
+        f"{run_folder} must be the folder of an unfinished run (example: workbench report"
         " outputs/pd_sweep/RUN_ID --partial)"
     )

@@ -44,7 +44,7 @@ class Now:
 
 @dataclass(slots=True)
 class NowFile:
-    """Writes what one run does now; a disk that is full or slow costs only the file."""
+    """Writes what one run does now; a full or slow disk does not disturb the run."""
 
     folder: RunFolder
     plan: ExperimentPlan

@@ -61,7 +61,7 @@ from workbench.serve.deployment import Deployment, launcher_for
 from workbench.serve.processes.launcher import Launcher
 
 CONCLUDES_EVERY = 20
-"""Findings so far are written after this many times the time that writing them takes."""
+"""Time between two writes of the findings so far, as a multiple of what one write takes."""
 
 
 async def run(
@@ -144,7 +144,7 @@ async def _run(
             await watch.ended(log)
         facts = _facts(plan, log, status, budget.session_s, planned)
         with nullcontext() if status == "success" else suppress(OSError):
-            folder.write_facts(facts)  # what ended the run says more than that it cannot be written
+            folder.write_facts(facts)  # the first error matters more than a failed write
         if facts.status == "success":
             folder.promote()
         where = folder.home if facts.status == "success" else folder.attempt

@@ -1,4 +1,4 @@
-"""Which rounds fit a run's `time_budget_s`: whole rounds only, so that arms have equally many."""
+"""Which rounds fit into `time_budget_s`: whole rounds only, the same number for all arms."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class TimeBudget:
             )
         if budget_s and self.spent_s > budget_s:
             found.append(
-                f"The run took {self.spent_s:.0f} s, longer than time_budget_s {budget_s:g}: a"
-                " round that has begun is finished."
+                f"The run took {self.spent_s:.0f} s, longer than time_budget_s {budget_s:g},"
+                " because a round that has started is finished."
             )
         return found

@@ -1,7 +1,7 @@
 """The runs that are under way on this machine, found by the locks that they hold.
 
-A run holds its attempt folder locked for as long as its process lives, so no file can be stale:
-neither SIGKILL nor a reboot leaves an entry. Other users' runs are seen by root alone.
+A run keeps its attempt folder locked while its process lives, so no entry can be stale, not even
+after SIGKILL or a reboot. Only root sees the runs of other users.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class RunUnderWay:
     attempt: Path
     pid: int
     now: Now | None
-    """None until it has said what it does."""
+    """What it does now; None until it has written that."""
 
     @property
     def home(self) -> Path:
@@ -51,7 +51,7 @@ class RunUnderWay:
         if self.now is None or isnan(self.now.left_s):
             return nan
         left_s = self.now.left_s - (time.time() - self.now.at_s)
-        # A plan that was overrun says nothing; launches measured here are off by little.
+        # An exceeded estimate of the plan is useless; one from measured launches is off by little.
         return nan if left_s < 0 and not self.now.launches_done else max(0.0, left_s)
 
 

@@ -67,7 +67,7 @@ def every_pass_ran(
         ]
         if missing
         else [],
-        unknown=["The run is not finished, and further passes are to come"] if under_way else [],
+        unknown=["The run is not finished; further passes will follow"] if under_way else [],
         next_step="Read the log of the server that the reason names",
         if_unknown="Wait for the run, or resume it with the same command",
     )

@@ -1,4 +1,4 @@
-"""Runs beside one another, and beside result files of other load generators.
+"""Comparisons of runs with each other, and with result files of other load generators.
 
-The comparison with its page, and the answer of `workbench gate` for CI.
+Also their page, and the output of `workbench gate` for CI.
 """

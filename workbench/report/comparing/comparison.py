@@ -1,6 +1,6 @@
 """Compare results: runs of the workbench, and result files of other load generators.
 
-Only like is compared with like: the same arm and pass, else the same topology and pass.
+Arms and passes are compared with the same arm and pass, else with the same topology and pass.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def compare_results(
     """Compare run folders and result files of other tools with the first of them.
 
     `arm` and `cache_state` select requests of the runs. Latencies are as each tool measured them;
-    `sentences` name the definitions that differ and what speaks against the comparison.
+    `sentences` name the definitions that differ and what limits the comparison.
 
     Raises ResultError for a path that is neither, for an unknown tool or version, if nothing is
     left to compare, and for runs with another machine, workload or model, unless `unlike` names it.
@@ -374,7 +374,7 @@ def _told_by_ratios(pair: RunPair, *, several: bool) -> Iterable[str]:
             if verdicts[verdict]
         ]
         left = len(rows) - len(good)
-        said += [f"{left} not valid or not known"] if left else []
+        said += [f"{left} not valid or unknown"] if left else []
         if rows:
             lead = f"{who}{name}"
             yield f"{lead[:1].upper()}{lead[1:]} of {_count(len(rows))}: {', '.join(said)}."

@@ -36,7 +36,7 @@ def next_step(found: Regression) -> str:
     if found.outcome != "undecided":
         return ""
     if found.missing:
-        return f"Measure what the base measured: {'; '.join(found.missing[:3])}"
+        return f"Measure these arms and passes too: {'; '.join(found.missing[:3])}"
     if isfinite(found.rounds):
         known = [each.rounds for each in found.judged if isfinite(each.rounds)]
         half = f" ({ceil(median(known))} decide half of them)" if len({*known}) > 1 else ""
@@ -46,7 +46,7 @@ def next_step(found: Regression) -> str:
         )
     if any(each.row.spoilt.effect for each in found.judged if each.outcome == "undecided"):
         return "Repeat the run whose gates failed"
-    return "More rounds do not decide it. Allow more, or measure on a machine with less noise"
+    return "More rounds cannot decide it. Allow more, or measure on a machine with less noise"
 
 
 def floor_line(found: Regression) -> str:
@@ -143,8 +143,8 @@ def junit_report(found: Regression, name: str) -> str:
 def _notes(found: Regression) -> Iterator[str]:
     """How it was decided, and what limits it."""
     yield (
-        f"{len(found.judged)} comparisons, each decided by its 95 % interval; a regression also has"
-        " to pass Holm's correction for their number."
+        f"Comparisons: {len(found.judged)}. Each is decided by its 95 % interval; a regression must"
+        " also pass Holm's correction for their number."
     )
     for kind in found.missing:
         yield f"Not measured in this run: {kind}."

@@ -34,7 +34,9 @@ def pareto(frame: pd.DataFrame) -> Chart | None:
         return None
     per = frame.attrs.get("unit", "GPU")
     known = frame["gpu_tps"].notna().any()
-    y, what = ("gpu_tps", f"tokens/s per {per}") if known else ("system_tps", "tokens/s in all")
+    y, what = (
+        ("gpu_tps", f"tokens/s per {per}") if known else ("system_tps", "tokens/s of all instances")
+    )
     rows = marks.records(frame, ("user_tps", y))
     rows = [row | {"effect": _effect(frame, row)} for row in rows if row[y] > 0]
     if not rows:
@@ -71,10 +73,10 @@ def pareto(frame: pd.DataFrame) -> Chart | None:
         body_px=360,
         alt=f"{found}. {spoken}.",
         caption="Up and right is better. Each marker is a cold pass at one load."
-        + " Lines join the points of an arm that none of its others surpasses." * lines
+        + " Lines join the Pareto points of each arm." * lines
         + " Hollow: a gate makes it rough." * hollow
         + " Crossed out: not valid." * crossed
-        + f" The number of {per}s is unknown, so throughput is that of all." * (not known),
+        + f" The number of {per}s is unknown, so throughput is not divided." * (not known),
         keys=look,
         shows=("times",),
         attrs=frame.attrs,
@@ -82,7 +84,7 @@ def pareto(frame: pd.DataFrame) -> Chart | None:
 
 
 def _found(rows: Sequence[marks.Row], y: str, per: str) -> str:
-    """Which arm has most throughput, and which is the fastest for a user; only valid ones."""
+    """Which arm has the highest throughput, and which is fastest for a user; only valid ones."""
     valid = [row for row in rows if row["effect"] != "struck"]
     if not valid:
         return _TITLE
@@ -90,9 +92,11 @@ def _found(rows: Sequence[marks.Row], y: str, per: str) -> str:
     fastest = max(valid, key=lambda row: row["user_tps"])
     peak, speed = (f"{number(r[key])} tok/s" for r, key in ((most, y), (fastest, "user_tps")))
     if most["arm"] == fastest["arm"]:
-        return f"{most['arm']}: most throughput per {per} ({peak}) and fastest per user ({speed})"
+        return (
+            f"{most['arm']}: highest throughput per {per} ({peak}) and fastest per user ({speed})"
+        )
     return (
-        f"Most throughput per {per}: {most['arm']} ({peak}); fastest per user: {fastest['arm']}"
+        f"Highest throughput per {per}: {most['arm']} ({peak}); fastest per user: {fastest['arm']}"
         f" ({speed})"
     )
 

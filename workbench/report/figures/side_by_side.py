@@ -1,4 +1,4 @@
-"""The figure of several models: the speed-ups of each beside those of the others."""
+"""The figure of several models: their speed-ups side by side."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ def test_too_few_requests_are_said(decided):
         plan, rows, legs, rates=rate_rows(plan.rates, rows), found={}, arms=(), points=(), gates=()
     )
     assert (row.met, row.settled) == (2, False)
-    assert row.note == "8 requests at 2 req/s do not settle 90 % (95 % CI 68 % to 100 %)"
+    assert row.note == "8 requests at 2 req/s do not decide 90 % (95 % CI 68 % to 100 %)"
     assert decision_headline(plan, [row])[0] == (
         "1p1d lmcache serves about 2 req/s within 300 ms TTFT"
     )
@@ -196,7 +196,7 @@ def test_decode_without_kv_for_more_hand_offs_is_said(decided):
     _, (row,) = decided([5, 8], space=(2_100.0,))
     assert (row.head_room, row.hand_offs) == (1, 1)
     assert row.note == (
-        "decode has KV for 1 hand-off and 1 were under way, so its KV space limits the load"
+        "decode has KV for 1 hand-off and 1 were under way, so KV space limits the load"
     )
 
 
@@ -222,9 +222,9 @@ GOOD = Gate(name="no failures", outcome="PASS", sentence="All requests succeeded
 @pytest.mark.parametrize(
     ("gates", "said"),
     [
-        ([FAILED, GOOD], "void: requests failed"),
+        ([FAILED, GOOD], "not valid: requests failed"),
         ([BUSY], "rough: client did not keep up"),
-        ([OPEN, GOOD], "undecided: KV was transferred (void if that fails)"),
+        ([OPEN, GOOD], "inconclusive: KV was transferred (not valid or rough if it fails)"),
         ([GOOD], "1 gate passed"),
         ([], "no gate checked it"),
     ],
@@ -238,7 +238,7 @@ def test_without_limits_the_sentence_says_how_to_ask(decided):
     plan, rows = decided([2, 4], ttft_limit_ms=0)
     assert rows == ()
     said = decision_sentence(plan, rows)
-    assert said.startswith("No decision: it needs a latency limit and several rates (example: -p ")
+    assert said.startswith("No decision: set a latency limit and several rates (example: -p ")
     assert decision_headline(plan, rows) == ("", [])
 
 

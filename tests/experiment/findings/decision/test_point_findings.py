@@ -109,7 +109,7 @@ def test_a_round_whose_driver_vanished_is_left_out_and_said(measured):
     assert point.energy.value == pytest.approx(600 / 110)
     assert point.energy.note == "1 of 3 rounds unknown; no interval: needs 3 rounds"
     assert power_sentence(energy, {}) == (
-        "Power was measured of GPU 0 by NVML (energy counter). Unknown in some passes, GPU 0: it"
+        "Power was measured for GPU 0 by NVML (energy counter). Unknown in some passes: GPU 0: it"
         " stopped responding (GPU is lost)."
     )
 
@@ -120,7 +120,7 @@ def test_energy_of_an_arm_with_an_unmetered_gpu_is_unknown(measured):
     (point,) = measured(energy=energy, unmetered={"2a": why})
     assert isnan(point.energy.value) and isnan(point.power_w)
     assert point.energy.note == why
-    assert power_sentence(energy, {"2a": why}).endswith(f"Unknown in some passes, 2a: {why}.")
+    assert power_sentence(energy, {"2a": why}).endswith(f"Unknown in some passes: 2a: {why}.")
 
 
 def test_power_that_was_not_measured_is_said(measured):
@@ -134,8 +134,8 @@ def test_power_that_was_not_measured_is_said(measured):
 def test_rapl_counts_more_than_the_servers():
     rapl = replace(USED, meter="CPU package-0", source="RAPL")
     assert power_sentence([rapl], {}) == (
-        "Power was measured of CPU package-0 by RAPL (energy counter). RAPL counts every program on"
-        " the CPU, also the client."
+        "Power was measured for CPU package-0 by RAPL (energy counter). RAPL counts every program"
+        " on the CPU, including the client."
     )
 
 

@@ -1,4 +1,4 @@
-"""Which arm serves how much within the TTFT and TPOT limits, and what would limit it next.
+"""The highest load of each arm within the TTFT and TPOT limits, and what would limit it next.
 
 A load (an arrival rate, or the users of a closed loop) meets the limits if the wanted fraction of
 its requests has TTFT and TPOT within them. An arm serves the highest load that met them, if no
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _HOW_TO_ASK = (
-    "No decision: it needs a latency limit and several rates (example: -p ttft_limit_ms 500"
+    "No decision: set a latency limit and several rates (example: -p ttft_limit_ms 500"
     " -p rates_per_s 1,2,4)."
 )
 _NO_LOAD = (
@@ -187,7 +187,7 @@ class _Verdict:
         if doubtful:
             first = doubtful[0]
             notes.append(
-                f"{count(first.requests, 'request')} at {first.load:g} {unit} do not settle"
+                f"{count(first.requests, 'request')} at {first.load:g} {unit} do not decide"
                 f" {percent(wanted)} (95 % CI {percent(first.low)} to {percent(first.high)})"
             )
         elif answer is not None and answer.reason:
@@ -247,7 +247,7 @@ class _Room:
             return ""
         return (
             f"decode has KV for {count(int(self.head_room), 'hand-off')} and"
-            f" {self.hand_offs:g} were under way, so its KV space limits the load"
+            f" {self.hand_offs:g} were under way, so KV space limits the load"
         )
 
 
@@ -272,7 +272,7 @@ def _gate(gates: Sequence[Gate], arm: str, pass_name: str) -> str:
     """The gate that takes the times of this pass away, or that would if it failed."""
     does = spoil(failed_gates(gates), "times", arms=[arm], passes=[pass_name])
     if does.effect:
-        word = {"struck": "void", "rough": "rough", "doubt": "use with caution"}[does.effect]
+        word = {"struck": "not valid", "rough": "rough", "doubt": "use with caution"}[does.effect]
         return f"{word}: {does.why}"
     deciding = [
         gate
@@ -283,7 +283,7 @@ def _gate(gates: Sequence[Gate], arm: str, pass_name: str) -> str:
     open_ = [gate_row(gate.name).shown for gate in deciding if gate.outcome == "INCONCLUSIVE"]
     if open_:
         more = f" and {len(open_) - 1} more" * (len(open_) > 1)
-        return f"undecided: {open_[0]}{more} (void if that fails)"
+        return f"inconclusive: {open_[0]}{more} (not valid or rough if it fails)"
     return f"{count(len(deciding), 'gate')} passed" if deciding else "no gate checked it"
 
 

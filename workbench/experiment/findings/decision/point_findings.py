@@ -149,15 +149,15 @@ def power_sentence(energy: Sequence[EnergyRow], unmetered: Mapping[str, str]) ->
         return f"Power was not measured{': ' * bool(reasons)}{'; '.join(reasons)}."
     sources: dict[tuple[str, str], dict[str, None]] = {}
     for row in energy:
-        how = "energy counter" if row.counted else "samples of its power"
+        how = "energy counter" if row.counted else "power samples"
         sources.setdefault((row.source, how), {})[row.meter] = None
     told = [f"{', '.join(meters)} by {source} ({how})" for (source, how), meters in sources.items()]
-    text = f"Power was measured of {'; '.join(told)}."
+    text = f"Power was measured for {'; '.join(told)}."
     if any(row.source == "RAPL" for row in energy):
-        text += " RAPL counts every program on the CPU, also the client."
+        text += " RAPL counts every program on the CPU, including the client."
     lost = dict.fromkeys(f"{row.meter}: {row.problem}" for row in energy if row.problem)
     lost |= dict.fromkeys(f"{arm}: {why}" for arm, why in unmetered.items())
-    return text + "".join(f" Unknown in some passes, {each}." for each in lost)
+    return text + "".join(f" Unknown in some passes: {each}." for each in lost)
 
 
 def energy_doubts(energy: Sequence[EnergyRow]) -> list[str]:
