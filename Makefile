@@ -3,6 +3,7 @@
 # make check    for those who work on the code: lint, types, imports, every test without real servers
 # make test     the same, then the fault matrix on simulated servers and the tests on the real engine
 # make test-places   real servers in containers (docker or podman) and on several hosts (root, RAY=1)
+# make test-long   what the tests do with few launches and few kills, with twenty
 # make test-apart   the workbench in a new environment without vLLM, measuring that of .venv
 # make lab      JupyterLab on the notebooks
 # make compat VERSION=0.26.0   the workbench on another vLLM: a row of docs/compatibility.md
@@ -13,7 +14,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 FORCED := $(if $(FORCE),--force)
 export PATH := $(BIN):$(PATH)
 
-.PHONY: report report-all check test test-apart test-places lab compat setup clean
+.PHONY: report report-all check test test-apart test-long test-places lab compat setup clean
 
 report: setup
 	@workbench run-all --params params/cpu_demo $(FORCED)
@@ -32,13 +33,16 @@ check: setup
 	pytest -m "alone and not engine"
 
 test: check
-	pytest -n 2 -m servers
-	pytest -n 2 --dist loadgroup -m "engine and not alone and not apart and not places"
+	pytest -n 2 -m "servers and not long"
+	pytest -n 2 --dist loadgroup -m "engine and not alone and not apart and not places and not long"
 	pytest -m "alone and engine"
 
 # Servers in containers of docker or podman, whichever answers, and on hosts of network namespaces.
 test-places: setup
 	pytest -m places tests/places tests/hosts
+
+test-long: setup
+	pytest -n 2 --dist loadgroup -m long
 
 test-apart: setup
 	pytest -m apart

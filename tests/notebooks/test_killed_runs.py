@@ -59,7 +59,9 @@ def wait_for(phase: Phase, folder: Path, started: subprocess.Popen[bytes]) -> No
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("attempt", range(10))
+@pytest.mark.parametrize(
+    "attempt", [*range(4), *(pytest.param(n, marks=pytest.mark.long) for n in range(4, 10))]
+)
 def test_nothing_outlives_a_run_that_is_ended_at_a_random_moment(
     attempt: int,
     tmp_path: Path,

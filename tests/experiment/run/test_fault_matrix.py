@@ -187,14 +187,15 @@ async def test_a_fault_does_what_the_table_says_and_nothing_else(
 
 
 @in_one_loop
+@pytest.mark.parametrize("launches", [5, pytest.param(20, marks=pytest.mark.long)])
 @pytest.mark.parametrize("text", DEPLOYMENTS)
-async def test_twenty_clean_launches_trip_nothing(
-    text: str, quiet: None, tmp_path: Path, one_launcher: None
+async def test_clean_launches_trip_nothing(
+    text: str, launches: int, quiet: None, tmp_path: Path, one_launcher: None
 ):
-    result = await simulate(tmp_path, text, rounds=20, requests=3)
+    result = await simulate(tmp_path, text, rounds=launches, requests=3)
     assert not_passed(result.facts) == spoilt(result) == {}
     assert causes(result.facts) <= RULES
-    assert len(result.facts["launches_s"]) == 20
+    assert len(result.facts["launches_s"]) == launches
     assert all(account["unexplained"] == 0 for account in result.facts["ledger"])
 
 

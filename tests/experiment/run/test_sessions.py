@@ -406,16 +406,17 @@ for line in sys.stdin:
 
 
 @pytest.mark.servers
-async def test_twenty_kills_at_random_moments_lose_and_repeat_no_launch(planned, tmp_path):
+@pytest.mark.parametrize("most", [7, pytest.param(20, marks=pytest.mark.long)])
+async def test_kills_at_random_moments_lose_and_repeat_no_launch(most, planned, tmp_path):
     """Real processes: a store, two instances and a proxy in one arm, one instance in the other."""
     split = {"topology": "1p1d,1a", "connector": "lmcache", "opponents": False}
     whole = await run(planned(**split, output_dir=str(tmp_path / "whole")), echo=lambda _: None)
     rng, kills, number, forked = random.Random(20), 0, 0, Forked()
-    while kills < 20:
+    while kills < most:
         number += 1
         folder = tmp_path / f"killed-{number}"
         plan = planned(**split, output_dir=str(folder))
-        while forked.run(plan, rng.uniform(0.1, 3) if kills < 20 else 300):
+        while forked.run(plan, rng.uniform(0.1, 3) if kills < most else 300):
             kills += 1
         result = load_result(folder / plan.notebook / plan.run_id)
         launches = [name for one in result.run.sessions for name in one.launches]
