@@ -388,7 +388,8 @@ def _compare(options: argparse.Namespace) -> int:
     settings, *others = found.sentences
     print(settings)
     for pair, table in zip(found.runs, found.ratio_tables, strict=True):
-        print(f"\n{pair.label} vs {pair.baseline}", table.to_string(index=False), "", sep="\n")
+        shown = "nothing in common" if table.empty else table.to_string(index=False)
+        print(f"\n{pair.label} vs {pair.baseline}", shown, "", sep="\n")
         for each in pair.differences:
             note = "" if each.counted else " (follows from the others)"
             print(f"  {each.name}: {each.one} and {each.other}{note}")

@@ -303,12 +303,12 @@ def holm(p_values: ArrayLike, alpha: float = _TAIL) -> NDArray[np.bool_]:
     """Which hypotheses are rejected with at most `alpha` probability of any false rejection.
 
     Holm, Scandinavian Journal of Statistics 6 (1979) 65-70: the k-th smallest of m p values must
-    be at most alpha / (m - k + 1), and so must all smaller ones. NaN is never rejected, and counts
-    in m.
+    be at most alpha / (m - k + 1), and so must all smaller ones. NaN was not tested: it is never
+    rejected, and does not count in m.
     """
     given = np.asarray(p_values, dtype=float)
-    order = np.argsort(given)  # NaN last
-    within = given[order] <= alpha / np.arange(len(given), 0, -1)
+    order = np.argsort(given)[: np.count_nonzero(~np.isnan(given))]  # NaN last
+    within = given[order] <= alpha / np.arange(len(order), 0, -1)
     rejected = np.zeros(len(given), dtype=bool)
     rejected[order] = np.logical_and.accumulate(within)
     return rejected

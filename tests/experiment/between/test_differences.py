@@ -120,6 +120,20 @@ def test_unlike_runs_are_refused_unless_told_otherwise(base, changed, kind, mess
     check_alike(runs, [kind])
 
 
+def test_a_run_of_one_model_beside_a_sweep_of_several_differs_in_models(base):
+    """Not in layers: those of a sweep are known only where its models have them in common."""
+    several = replace(
+        base,
+        engine=replace(base.engine, model="", layers=None, dtype=""),
+        models=(a_model(), a_model(model="wide", name="wide")),
+    )
+    with pytest.raises(ResultError, match=r"models must be the same .* got simulated in one and t"):
+        check_alike({"one": base, "two": several})
+    with pytest.raises(ResultError, match=r"models must be the same .* got tiny, wide in two and"):
+        check_alike({"two": several, "one": base})
+    check_alike({"one": base, "two": several}, ["model"])
+
+
 def test_a_command_line_without_ports_and_folders():
     line = (
         "/opt/venv/bin/python3.11 -m vllm --model /root/x/tiny-1 --port 20002 --host 127.0.0.1"

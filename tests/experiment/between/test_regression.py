@@ -1,6 +1,7 @@
 from dataclasses import replace
 from math import inf, isnan
 
+import pandas as pd
 import pytest
 
 from tests.experiment.between.recorded import quiet, recorded
@@ -15,6 +16,26 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quiet")
     names = ("base", "again", "third", "slow", "few", "void")
     return {name: load_result(quiet(name, folder)) for name in names}
+
+
+def twice(result):
+    """The same numbers as those of another run."""
+    run = replace(result.run, started_at="2020-01-01T00:00:00+00:00")
+    return replace(result, run=run, folder=result.folder.with_name("twice"))
+
+
+def part_of(result, **changes):
+    """It with other requests; each change is a function of the frame."""
+    return replace(result, frames={"requests": result.requests.assign(**changes)})
+
+
+def failed_in(result, cache_state):
+    """It with every request of a pass failed."""
+    rows = result.requests.copy()
+    lost = rows["pass"] == cache_state
+    rows.loc[lost, "error"] = "http"
+    rows.loc[lost, ["ttft_s", "tpot_s", "e2e_s", "output_tokens"]] = float("nan")
+    return replace(result, frames={"requests": rows})
 
 
 def outcomes(found):
@@ -86,8 +107,6 @@ def test_equal_arms_of_the_base_give_a_noise_floor(runs):
     (arm,) = base.run.arms
     twin = replace(arm, label="1p1d nixl again")
     rows = base.requests.assign(arm=twin.label, ttft_s=1.1 * base.requests["ttft_s"])
-    import pandas as pd
-
     both = replace(
         base,
         run=replace(base.run, arms=(arm, twin)),
@@ -95,7 +114,7 @@ def test_equal_arms_of_the_base_give_a_noise_floor(runs):
     )
     found = judge(runs["again"], [both], allow=0.9, arm="1p1d nixl")
     assert found.floor.source.startswith("unknown")  # the twin was not selected
-    found = judge(both, [both], allow=0.9)
+    found = judge(twice(both), [both], allow=0.9)
     assert found.floor.source == "from equal arms of the baseline (1p1d nixl, 1p1d nixl again)"
     assert found.floor.of["ttft_s"] == pytest.approx(0.1)
     assert found.floor.of["tpot_s"] == pytest.approx(0.0)
@@ -113,8 +132,101 @@ def test_what_the_run_did_not_measure_is_undecided(runs):
 def test_runs_that_are_no_repetitions_give_no_noise_floor(runs):
     with pytest.raises(ResultError, match="baseline runs must be repetitions of one another, but"):
         judge(runs["again"], [runs["base"], runs["slow"]], allow=0.05)
-    with pytest.raises(ResultError, match="have no arm and pass in common; got nothing and not"):
+    with pytest.raises(ResultError, match=r"arm must be one of 1p1d nixl in .*, got '5a'"):
         judge(runs["again"], [runs["base"]], allow=0.05, arm="5a")
+    with pytest.raises(ResultError, match=r"pass must be one of cold, engine-warm in .*'warm'"):
+        judge(runs["again"], [runs["base"]], allow=0.05, cache_state="warm")
+
+
+def test_a_run_given_twice_is_refused(runs):
+    """Its launches would count twice: the noise floor would be 0 and each interval too narrow."""
+    base, again = runs["base"], runs["again"]
+    copied = replace(base, folder=base.folder.with_name("copy"))
+    for run, bases in (
+        (runs["third"], [base, base]),
+        (runs["third"], [base, copied]),
+        (base, [base]),
+        (again, [base, again]),
+        (copied, [base]),
+    ):
+        with pytest.raises(ResultError, match="each run must be given once, got "):
+            judge(run, bases, allow=0.9)
+
+
+def test_a_run_that_did_not_finish_never_passes(runs):
+    base, again = runs["base"], runs["again"]
+
+    def ended(result, status):
+        return replace(result, run=replace(result.run, status=status))
+
+    assert judge(again, [base], allow=0.9).outcome == "no regression"
+    for run, bases in (
+        (ended(again, "cancelled"), [base]),
+        (again, [ended(base, "failed")]),
+        (again, [base, ended(runs["third"], "started")]),
+    ):
+        found = judge(run, bases, allow=0.9)
+        assert (found.outcome, len(found.unfinished)) == ("undecided", 1)
+    assert judge(ended(runs["slow"], "failed"), [base], allow=0.05).outcome == "regression"
+
+
+def test_an_interval_beyond_the_limit_that_holm_stops_says_so_and_needs_more_rounds(runs):
+    """At 45 % some intervals lie beyond the limit, but their p values are not low enough."""
+    found = judge(runs["slow"], [runs["base"]], allow=0.45)
+    stopped = [each for each in found.judged if "Holm" in each.why]
+    assert stopped
+    for each in stopped:
+        limit = 1 - 0.45 if each.row.metric == "system_tps" else 1 / 1.45
+        assert each.row.ratio.high < limit
+        assert each.rounds >= 5  # both runs have 4
+        assert each.why == (
+            f"beyond the limit only without Holm's correction; needs {each.rounds:.0f} rounds in"
+            " each run"
+        )
+
+
+def test_the_interval_that_is_shown_is_the_widened_one_that_decides(runs):
+    found = judge(runs["third"], [runs["base"], runs["again"]], allow=0.9)
+    for each in found.judged:
+        width = 1 + found.floor.of[each.row.metric]
+        value, low, high = each.row.change
+        assert each.change[0] == value
+        assert 1 + each.change[1] == pytest.approx((1 + low) / width)
+        assert 1 + each.change[2] == pytest.approx((1 + high) * width)
+
+
+def test_a_pass_that_failed_altogether_in_the_run_is_undecided_with_the_number_of_requests(runs):
+    found = judge(failed_in(runs["again"], "cold"), [runs["base"]], allow=0.9)
+    cold = [each for each in found.judged if each.row.kind[1] == "cold"]
+    assert {each.why for each in cold} == {"the run has no value: all 16 requests failed"}
+    assert (len(cold), found.outcome) == (3, "undecided")
+
+
+def test_a_pass_that_failed_altogether_in_the_base_is_named(runs):
+    found = judge(runs["again"], [failed_in(runs["base"], "cold")], allow=0.9)
+    assert found.added == ("1p1d nixl, cold (no value in the baseline)",)
+    without = part_of(runs["base"], tpot_s=float("nan"))
+    found = judge(runs["again"], [without], allow=0.9)
+    assert found.added == tuple(
+        f"TPOT, 1p1d nixl, {name} (no value in the baseline)" for name in ("cold", "engine-warm")
+    )
+    both = part_of(runs["again"], tpot_s=float("nan"))
+    assert judge(both, [without], allow=0.9).added == ()  # nothing was lost
+
+
+@pytest.mark.parametrize("field", ["short_model", "model", "topology"])
+def test_arms_of_two_models_are_no_equal_arms(runs, field):
+    """Command lines are compared without folders: /a/llama and /b/llama look alike."""
+    base = runs["base"]
+    (arm,) = base.run.arms
+    twin = replace(arm, label="b 1p1d nixl", **{field: "b"})
+    rows = base.requests.assign(arm=twin.label)
+    both = replace(
+        base,
+        run=replace(base.run, arms=(arm, twin)),
+        frames={"requests": pd.concat([base.requests, rows], ignore_index=True)},
+    )
+    assert judge(runs["again"], [both], allow=0.9).floor.source.startswith("unknown")
 
 
 @pytest.mark.parametrize("text", ["5", "", "0%", "-5%", "100%", "five%", "5%%", "nan%"])

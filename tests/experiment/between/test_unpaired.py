@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from tests.experiment.between.recorded import quiet, recorded
-from workbench.experiment.between.unpaired import compared, launches_of, pairs_of
+from workbench.experiment.between.unpaired import Launches, compared, launches_of, pairs_of
+from workbench.experiment.result.facts import ArmFacts, ModelRow
 from workbench.experiment.result.result import load_result
 from workbench.metrics.latency import system_tps
 
@@ -40,6 +43,62 @@ def test_gates_of_either_run_take_the_number_away(tmp_path):
         assert {row.spoilt.said for row in compared(*pair)} == {
             "not valid: KV transfers failed, and 1 more gate failed"
         }
+
+
+def of(models, arms, *, name="tiny"):
+    """Launches of a run with these arms, as (model, label without it); one pass each."""
+    facts = load_result(recorded("base")).run
+    labels = [f"{model} {label}".strip() for model, label in arms]
+    run = replace(
+        facts,
+        engine=replace(facts.engine, model="" if models else name),
+        models=tuple(
+            ModelRow(
+                model=short, name=full, layers=1, dtype="float32", kv_bytes_per_token=1.0,
+                prompt_tokens=9, workload_hash="a",
+            )
+            for short, full in models.items()
+        ),
+        arms=tuple(
+            ArmFacts(label=label, topology=arm.split()[0], short_model=model)
+            for label, (model, arm) in zip(labels, arms, strict=True)
+        ),
+    )  # fmt: skip
+    return Launches(run=run, numbers={("ttft_s", (label, "cold")): (1.0,) for label in labels})
+
+
+def paired(run, base):
+    pairs, (ours, theirs) = pairs_of(run, base)
+    return {one[0]: other[0] for one, other in pairs}, len(ours), len(theirs)
+
+
+BOTH = {"tiny": "tiny", "wide": "models/wide"}
+
+
+def test_sweeps_of_several_models_with_another_connector_are_paired_by_model():
+    one = of(BOTH, [(model, "1p1d nixl") for model in BOTH])
+    other = of(BOTH, [(model, "1p1d lmcache") for model in BOTH])
+    assert paired(one, other) == (
+        {"tiny 1p1d nixl": "tiny 1p1d lmcache", "wide 1p1d nixl": "wide 1p1d lmcache"}, 0, 0
+    )  # fmt: skip
+
+
+def test_a_run_of_one_model_is_paired_with_that_model_of_a_sweep():
+    arms = [(model, arm) for model in BOTH for arm in ("1p1d nixl", "2a")]
+    sweep = of(BOTH, arms)
+    single = [("", "1p1d nixl"), ("", "2a")]
+    for name, short in (("tiny", "tiny"), ("models/wide", "wide")):
+        expected = {label: f"{short} {label}" for _, label in single}
+        assert paired(of({}, single, name=name), sweep) == (expected, 0, 2)
+    # Several arms of one topology: the connector tells which one.
+    three = of(BOTH, [*arms, ("tiny", "1p1d lmcache")])
+    assert paired(of({}, single), three)[0]["1p1d nixl"] == "tiny 1p1d nixl"
+    assert paired(of({}, single, name="other"), sweep) == ({}, 2, 4)
+
+
+def test_two_runs_of_one_model_each_are_paired_whatever_the_models():
+    one, other = of({}, [("", "1p1d nixl")]), of({}, [("", "1p1d lmcache")], name="other")
+    assert paired(one, other) == ({"1p1d nixl": "1p1d lmcache"}, 0, 0)
 
 
 def test_a_selection_of_arm_and_pass():

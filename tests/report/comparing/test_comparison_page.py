@@ -1,5 +1,7 @@
+import json
 import re
 
+import pandas as pd
 from bs4 import BeautifulSoup
 
 from tests.experiment.between.recorded import quiet, recorded
@@ -36,3 +38,22 @@ def test_what_a_gate_takes_away_is_struck_out_and_not_drawn(tmp_path):
     assert len(rows) == 8
     assert all(row.s and "KV transfers failed" in row.get_text() for row in rows)
     assert "no arm and pass has a valid number" in soup.select("figure")[0].get_text()
+
+
+def test_runs_with_nothing_in_common_say_so_instead_of_an_empty_table(tmp_path, capsys):
+    other = quiet("base", tmp_path)
+    facts = json.loads((other / "result.json").read_text())
+    for arm in facts["arms"]:
+        arm.update(label="2a", topology="2a")
+    (other / "result.json").write_text(json.dumps(facts))
+    requests = pd.read_parquet(other / "requests.parquet").assign(arm="2a", topology="2a")
+    requests.to_parquet(other / "requests.parquet")
+    page = tmp_path / "compare.html"
+    assert main(["compare", str(recorded("again")), str(other), "--page", str(page)]) == 0
+    said = capsys.readouterr().out
+    assert "base vs again\nnothing in common\n" in said
+    assert "Nothing was compared: base and again have no arm and pass in common." in said
+    assert "Empty DataFrame" not in said
+    soup = BeautifulSoup(page.read_text(), "html.parser")
+    assert "The runs have no arm and pass in common." in soup.get_text()
+    assert all(table.select("tbody tr") for table in soup.select("table"))

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from math import nan
 from xml.etree import ElementTree
 
 import pandas as pd
@@ -11,7 +12,12 @@ from tests.experiment.between.recorded import quiet, recorded
 from workbench.cli import main
 from workbench.experiment.between.regression import judge
 from workbench.experiment.result.result import load_result
-from workbench.report.comparing.gate_report import headline, markdown_report
+from workbench.report.comparing.gate_report import (
+    headline,
+    junit_report,
+    markdown_report,
+    text_report,
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +53,48 @@ def test_exit_status_first_line_and_junit(
 def test_an_undecided_run_says_what_to_do(runs, capsys):
     assert main(["gate", runs["few"], "--against", runs["base"], "--allow", "5%"]) == 2
     assert re.search(
-        r"next: Measure both runs with -p rounds \d+ \(\d+ decide half", capsys.readouterr().out
-    )
+        r"next: for 4 of 6: measure both runs with -p rounds \d+ \(\d+ decide half of them\),.*;"
+        " for 2 of 6: more rounds do not decide it: allow more, or measure",
+        capsys.readouterr().out,
+    )  # rounds are not said to decide what they do not decide
     busy = ["gate", str(recorded("again")), "--against", str(recorded("base")), "--allow", "5%"]
     assert main(busy) == 2
     assert "next: Repeat the run whose gates failed" in capsys.readouterr().out
+
+
+def test_a_pass_that_failed_is_repeated_and_not_measured_for_longer(runs):
+    again, base = (load_result(runs[name]) for name in ("again", "base"))
+    rows = again.requests.assign(error="http", ttft_s=nan, tpot_s=nan, output_tokens=nan)
+    found = judge(replace(again, frames={"requests": rows}), [base], allow=0.9)
+    text = list(text_report(found))
+    assert text[-1] == (
+        "next: Find out why requests failed (error_message in requests.parquet), and repeat the run"
+    )
+    assert "not known; the run has no value: all 16 requests failed" in " ".join(text)
+
+
+def test_an_unfinished_run_is_undecided_although_every_comparison_passes(runs):
+    again, base = (load_result(runs[name]) for name in ("again", "base"))
+    part = replace(again, run=replace(again.run, status="cancelled"))
+    found = judge(part, [base], allow=0.9)
+    first, *_, last = text_report(found)
+    assert (first, last) == (
+        "Undecided: again did not finish",
+        "next: Finish the run that did not finish: again",
+    )
+    (suite,) = ElementTree.fromstring(junit_report(found, "again"))
+    assert (suite.get("tests"), suite.get("skipped")) == ("7", "1")
+    assert suite.findall("testcase")[-1].find("skipped") is not None
+
+
+def test_the_noise_floor_is_in_the_interval_that_is_printed(runs, tmp_path):
+    third, again, base = (load_result(quiet(name, tmp_path)) for name in ("third", "again", "base"))
+    found = judge(third, [base, again], allow=0.9)
+    text = " ".join(text_report(found))
+    assert "95 % interval, widened by the noise floor;" in text
+    each = found.judged[0]
+    assert f"[{100 * each.change[1]:+.3g}, {100 * each.change[2]:+.3g}]" in text
+    assert each.change[1] < each.row.change[1]
 
 
 def test_the_summary_is_appended_and_is_a_table_of_markdown(runs, tmp_path):

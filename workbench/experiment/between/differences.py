@@ -111,8 +111,9 @@ def check_alike(
     run that has it; a file of an earlier version may lack it.
     """
     first: dict[str, tuple[str, str]] = {}
+    several = any(run.models for run in runs.values())
     for label, run in runs.items():
-        for kind, noun, value in _must_agree(run):
+        for kind, noun, value in _must_agree(run, several=several):
             named, wanted = first.setdefault(noun, (label, value))
             if value != wanted and kind not in unlike:
                 raise ResultError(
@@ -122,13 +123,14 @@ def check_alike(
                 )
 
 
-def _must_agree(run: RunFacts) -> Iterator[tuple[Unlike, str, str]]:
-    """What a run says of its model, machine and workload."""
+def _must_agree(run: RunFacts, *, several: bool) -> Iterator[tuple[Unlike, str, str]]:
+    """What a run says of its model, machine and workload; `several`: a run has several models."""
+    if several and (models := [row.model for row in run.models] or [run.engine.model]) != [""]:
+        yield "model", "models", ", ".join(models)
     if run.engine.dtype:
         yield "model", "dtype", run.engine.dtype
+    if run.engine.layers is not None:
         yield "model", "layers of the model", str(run.engine.layers)
-    if run.models:
-        yield "model", "models", ", ".join(row.model for row in run.models)
     told = _machine(run)
     for name in ("cpu", "cores", "gpus", "platform"):
         if name in told:

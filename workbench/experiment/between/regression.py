@@ -8,9 +8,10 @@ it needs no correction for their number (an intersection-union test, Berger, Tec
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from math import inf, isfinite, isnan, log, nan
+from pathlib import Path
 from typing import Literal
 
 from workbench.errors import ParameterError, ResultError, must_be
@@ -30,11 +31,13 @@ from workbench.experiment.between.unpaired import (
     geometric_mean,
     launches_of,
     pairs_of,
+    selected,
     spoilt,
 )
 from workbench.experiment.result.facts import ArmFacts
 from workbench.experiment.result.result import Result
 from workbench.metrics.gates.gate_effects import touching
+from workbench.metrics.latency import succeeded
 from workbench.metrics.statistics import (
     MOST_ROUNDS,
     ROUNDS_FOR_INTERVAL,
@@ -48,6 +51,7 @@ METRICS = ("ttft_s", "tpot_s", "system_tps")
 """E2E is left out: it is TTFT and TPOT together."""
 _ALPHA = 0.025
 """One side of a 95 % interval."""
+_ONLY_WITHOUT_HOLM = "beyond the limit only without Holm's correction"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +63,16 @@ class Judged:
     why: str = ""
     """Why it is undecided."""
     rounds: float = nan
-    """Rounds in each run that would decide it; infinite if no number does, NaN if something else
-    is missing."""
+    """Rounds in each run that would decide it; infinite if no number does, NaN if others help."""
+    width: float = 1.0
+    """Factor by which the noise floor widens both ends of the interval."""
+
+    @property
+    def change(self) -> tuple[float, float, float]:
+        """The change with the interval that decides, which the noise floor widens."""
+        ratio = self.row.ratio
+        ends = replace(ratio, low=ratio.low / self.width, high=ratio.high * self.width)
+        return replace(self.row, ratio=ends).change
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,13 +100,15 @@ class Regression:
     missing: tuple[str, ...]
     """Arms and passes of the baseline that the run did not measure."""
     added: tuple[str, ...]
-    """Arms and passes of the run without a baseline."""
+    """Arms and passes of the run without a baseline, and metrics that only the run has."""
+    unfinished: tuple[str, ...]
+    """The runs that did not finish. With one of them there is no \"no regression\"."""
     simulated: bool
     doubts: tuple[str, ...]
 
     @property
     def rounds(self) -> float:
-        """Rounds in each run that decide all comparisons that rounds can decide; NaN if none."""
+        """Rounds in each run that decide all that rounds can decide; NaN if there are none."""
         known = [each.rounds for each in self.judged if isfinite(each.rounds)]
         return max(known, default=nan)
 
@@ -134,7 +148,10 @@ def judge(
     first = bases[0]
     labels = distinct_labels([each.folder.name for each in (first, run)])
     check_alike(dict(zip(labels, (first.run, run.run), strict=True)), unlike, command="gate")
+    _check_distinct([run, *bases])
     _check_repetitions(bases)
+    for each in (run, *bases):
+        selected(each, arm=arm, cache_state=cache_state)
     ours, theirs, *more = (
         launches_of(each, arm=arm, cache_state=cache_state) for each in (run, *bases)
     )
@@ -143,13 +160,15 @@ def judge(
         raise ResultError(
             f"{run.folder} and {first.folder} have no arm and pass in common; got"
             f" {_listed(ours.kinds)} and {_listed(theirs.kinds)}. Leave out --arm and --pass, or"
-            " give a run of the same topology"
+            " give a run of the same model and topology"
         )
     floor = _floor([ours, theirs, *more])
-    rows = [row for row in compared(ours, theirs, metrics=METRICS, more=more) if _known(row)]
-    judged = _judge(rows, floor, allow)
+    every = list(compared(ours, theirs, metrics=METRICS, more=more))
+    judged = _judge([row for row in every if _known(row)], floor, allow, _failures(run))
     outcomes = {each.outcome for each in judged}
-    decided: Outcome = "undecided" if "undecided" in outcomes or missing else "no regression"
+    unfinished = tuple(_unfinished([run, *bases]))
+    open_ = "undecided" in outcomes or missing or unfinished
+    decided: Outcome = "undecided" if open_ else "no regression"
     found = differences(first.run, run.run)
     return Regression(
         outcome="regression" if "regression" in outcomes else decided if judged else "undecided",
@@ -159,13 +178,16 @@ def judge(
         floor=floor,
         allow=allow,
         missing=tuple(map(", ".join, missing)),
-        added=tuple(map(", ".join, added)),
+        added=(*map(", ".join, added), *_without_baseline(every)),
+        unfinished=unfinished,
         simulated=run.run.simulated or any(base.run.simulated for base in bases),
         doubts=tuple(_doubts([run, *bases])),
     )
 
 
-def _judge(rows: Sequence[Compared], floor: Floor, allow: float) -> list[Judged]:
+def _judge(
+    rows: Sequence[Compared], floor: Floor, allow: float, failures: Mapping[Kind, str]
+) -> list[Judged]:
     usable = [not _void(row) for row in rows]
     limits = [_limit(row.metric, allow) for row in rows]
     wider = [1 + floor.of.get(row.metric, 0.0) for row in rows]
@@ -175,19 +197,28 @@ def _judge(rows: Sequence[Compared], floor: Floor, allow: float) -> list[Judged]
     ]
     worse, tested = holm(p_values, _ALPHA), max(1, sum(p == p for p in p_values))
     return [
-        _judged(row, limit, width, worse=bool(below), tested=tested)
+        replace(
+            _judged(
+                row, limit, width, worse=bool(below), tested=tested,
+                failed=failures.get(row.kind, ""),
+            ),
+            width=width,
+        )
         for row, limit, width, below in zip(rows, limits, wider, worse, strict=True)
-    ]
+    ]  # fmt: skip
 
 
-def _judged(row: Compared, limit: float, width: float, *, worse: bool, tested: int) -> Judged:
+def _judged(
+    row: Compared, limit: float, width: float, *, worse: bool, tested: int, failed: str
+) -> Judged:
     ratio = row.ratio
     if worse:
         return Judged(row=row, outcome="regression")
     if void := _void(row):
         return Judged(row=row, outcome="undecided", why=void)
     if isnan(ratio.value):
-        return Judged(row=row, outcome="undecided", why="the run has no value")
+        why = f"the run has no value{f': {failed}' if failed else ''}"
+        return Judged(row=row, outcome="undecided", why=why)
     if ratio.low / width >= limit:
         return Judged(row=row, outcome="no regression")
     alpha = _ALPHA / tested if ratio.value < limit else _ALPHA
@@ -203,12 +234,16 @@ def _judged(row: Compared, limit: float, width: float, *, worse: bool, tested: i
     if distance <= 0:
         why = "the change is closer to the limit than the noise floor"
         return Judged(row=row, outcome="undecided", why=why, rounds=inf)
-    return Judged(row=row, outcome="undecided", why=_too_few(rounds), rounds=rounds)
+    # Both runs have so many rounds, and they did not decide it.
+    rounds = max(rounds, min(ratio.rounds, ratio.baseline_rounds) + 1.0)
+    beyond = ratio.high * width < limit
+    why = f"{_ONLY_WITHOUT_HOLM if beyond else 'the interval contains the limit'}; {_more(rounds)}"
+    return Judged(row=row, outcome="undecided", why=why, rounds=rounds)
 
 
-def _too_few(rounds: float) -> str:
+def _more(rounds: float) -> str:
     needed = f"{rounds:.0f}" if isfinite(rounds) else f"more than {MOST_ROUNDS}"
-    return f"the interval contains the limit; needs {needed} rounds in each run"
+    return f"needs {needed} rounds in each run"
 
 
 def _limit(metric: str, allow: float) -> float:
@@ -226,10 +261,49 @@ def _known(row: Compared) -> bool:
     return not isnan(row.theirs)
 
 
+def _without_baseline(rows: Sequence[Compared]) -> Iterator[str]:
+    """Passes that failed altogether in the baseline, and metrics that only the run has."""
+    whole = {row.kind: True for row in rows}
+    for row in rows:
+        whole[row.kind] &= not _known(row)
+    yield from (
+        f"{', '.join(kind)} (no value in the baseline)" for kind, all_ in whole.items() if all_
+    )
+    for row in rows:
+        if not _known(row) and not isnan(row.ours) and not whole[row.kind]:
+            yield f"{row.name} (no value in the baseline)"
+
+
+def _failures(run: Result) -> dict[Kind, str]:
+    """Arms and passes of which every request failed."""
+    found: dict[Kind, str] = {}
+    for (arm, cache_state), rows in run.requests.groupby(["arm", "pass"], sort=False):
+        if not succeeded(rows).any():
+            found[str(arm), str(cache_state)] = f"all {len(rows)} requests failed"
+    return found
+
+
 def _worst_first(each: Judged) -> tuple[int, float]:
     rank = ("regression", "undecided", "no regression").index(each.outcome)
     value = each.row.ratio.value
     return rank, value if not isnan(value) else inf
+
+
+def _check_distinct(runs: Sequence[Result]) -> None:
+    """Refuse a run that is given twice: its launches would count twice and shrink each interval."""
+    seen: dict[object, Path] = {}
+    for each in runs:
+        names: list[object] = [each.folder.resolve()]
+        if each.run.started_at:
+            names.append((each.run.run_id, each.run.started_at))
+        for name in names:
+            if name in seen:
+                raise ResultError(
+                    f"each run must be given once, got {seen[name]} and {each.folder}, which are"
+                    " the same run. Give different runs (example: workbench gate"
+                    " outputs/pd_sweep/RUN --against base/pd_sweep/RUN)"
+                )
+        seen |= dict.fromkeys(names, each.folder)
 
 
 def _check_repetitions(bases: Sequence[Result]) -> None:
@@ -282,13 +356,18 @@ def _log_ratios(pairs: Iterator[tuple[Launches, Kind, Launches, Kind]]) -> dict[
 
 
 def _twins(launches: Launches) -> Iterator[tuple[Kind, Kind]]:
-    """Passes of arms with equal command lines: an A/A comparison within a run."""
+    """Passes of arms with equal command lines: an A/A comparison within a run.
 
-    def lines(arm: ArmFacts) -> list[dict[str, str]]:
-        return [options(line) for line in arm.command_lines]
+    The model and the topology must be equal too: command lines are compared without folders, so
+    two models whose folders end alike have the same.
+    """
+
+    def same(arm: ArmFacts) -> object:
+        lines = [options(line) for line in arm.command_lines]
+        return arm.short_model, arm.model, arm.topology, lines
 
     for one, other in combinations(launches.run.arms, 2):
-        if one.command_lines and lines(one) == lines(other):
+        if one.command_lines and same(one) == same(other):
             for label, name in launches.kinds:
                 if label == one.label and (other.label, name) in launches.kinds:
                     yield (label, name), (other.label, name)
@@ -296,6 +375,13 @@ def _twins(launches: Launches) -> Iterator[tuple[Kind, Kind]]:
 
 def _listed(kinds: Collection[Kind]) -> str:
     return "; ".join(map(", ".join, kinds)) or "nothing"
+
+
+def _unfinished(results: Sequence[Result]) -> Iterator[str]:
+    labels = distinct_labels([each.folder.name for each in results])
+    for result, label in zip(results, labels, strict=True):
+        if result.run.status != "success":
+            yield label
 
 
 def _doubts(results: Sequence[Result]) -> Iterator[str]:

@@ -9,15 +9,20 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from workbench.errors import ResultError
 from workbench.experiment.result.facts import RunFacts
 from workbench.experiment.result.result import Result
 from workbench.metrics.gates.gate_effects import Spoil, spoil
 from workbench.metrics.gates.gate_table import WORST_FIRST
 from workbench.metrics.latency import buffered, system_tps
 from workbench.metrics.statistics import UnpairedRatio, unpaired_ratio
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NAMES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "E2E", "system_tps": "throughput"}
 """Metrics that are compared between runs."""
@@ -65,6 +70,20 @@ class Compared:
         if self.metric != "system_tps":
             value, low, high = 1 / value, 1 / high, 1 / low
         return value - 1, low - 1, high - 1
+
+
+def selected(result: Result, *, arm: str = "", cache_state: str = "") -> pd.DataFrame:
+    """The requests of an arm and a pass; empty: of all. Raises ResultError for an unknown one."""
+    requests = result.requests
+    for column, wanted in (("arm", arm), ("pass", cache_state)):
+        if wanted and wanted not in set(requests[column]):
+            known = ", ".join(map(str, requests[column].unique()))
+            raise ResultError(f"{column} must be one of {known} in {result.folder}, got {wanted!r}")
+        if wanted:
+            marks = requests.attrs
+            requests = requests[requests[column] == wanted]
+            requests.attrs = marks
+    return requests
 
 
 def launches_of(result: Result, *, arm: str = "", cache_state: str = "") -> Launches:
@@ -137,21 +156,19 @@ def worst(*spoils: Spoil) -> Spoil:
 def pairs_of(run: Launches, base: Launches) -> tuple[list[tuple[Kind, Kind]], list[list[Kind]]]:
     """Matching arms and passes of two runs, and those that only one of them has.
 
-    A match is the same arm and pass, else the only ones left with the same topology and pass.
+    Like is the same arm and pass; else the same model, arm and pass, if only one of the runs has
+    several models; else the only ones left with the same model, topology and pass.
     """
-    names = [{facts.label: facts.topology for facts in each.run.arms} for each in (run, base)]
+    names = [_names(run.run, base.run), _names(base.run, run.run)]
     pairs: list[tuple[Kind, Kind]] = []
     left = [list(run.kinds), list(base.kinds)]
-    for by_topology in (False, True):
+    for rank in range(3):
         like = [
             (one, other)
             for one, other in product(*left)
             if one[1] == other[1]
-            and (
-                names[0].get(one[0], one[0]) == names[1].get(other[0], other[0])
-                if by_topology
-                else one[0] == other[0]
-            )
+            and names[0].get(one[0], (one[0],) * 3)[rank]
+            == names[1].get(other[0], (other[0],) * 3)[rank]
         ]
         ours, theirs = Counter(one for one, _ in like), Counter(other for _, other in like)
         found = [(a, b) for a, b in like if ours[a] == theirs[b] == 1]
@@ -161,3 +178,17 @@ def pairs_of(run: Launches, base: Launches) -> tuple[list[tuple[Kind, Kind]], li
             for side, kinds in enumerate(left)
         ]
     return pairs, left
+
+
+def _names(run: RunFacts, beside: RunFacts) -> dict[str, tuple[object, object, object]]:
+    """By what an arm is matched, the closest first: its label; model and arm; model and topology.
+
+    A run of one model has the model's name in a sweep of several that it is held against.
+    """
+    only = next((row.model for row in beside.models if row.name == run.engine.model), "")
+    found: dict[str, tuple[object, object, object]] = {}
+    for arm in run.arms:
+        model = arm.short_model or only
+        bare = arm.label.removeprefix(f"{arm.short_model} ")
+        found[arm.label] = (arm.label, (model, bare), (model, arm.topology))
+    return found

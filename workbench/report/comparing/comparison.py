@@ -30,6 +30,7 @@ from workbench.experiment.between.unpaired import (
     compared,
     launches_of,
     pairs_of,
+    selected,
     worst,
 )
 from workbench.experiment.result.facts import RunFacts
@@ -247,15 +248,9 @@ def _side(path: Path, arm: str, cache_state: str) -> _Side:
         found = _quantiles_told(peer) if peer.empty else percentiles(peer)
         return _Side(tool=tool, label=tool, requests=peer, percentiles=found)
     result = load_result(path)
-    requests, found = result.requests, result.percentiles
+    requests, found = selected(result, arm=arm, cache_state=cache_state), result.percentiles
     for column, wanted in (("arm", arm), ("pass", cache_state)):
-        if wanted and wanted not in set(requests[column]):
-            known = ", ".join(map(str, requests[column].unique()))
-            raise ResultError(f"{column} must be one of {known} in {path}, got {wanted!r}")
-        if wanted:
-            marks = requests.attrs
-            requests, found = (rows[rows[column] == wanted] for rows in (requests, found))
-            requests.attrs = marks
+        found = found[found[column] == wanted] if wanted else found
     passes, arms = set(requests["pass"]), set(requests["arm"])
     requests.attrs["failed_gates"] = touching(requests.attrs["failed_gates"], passes, arms)
     found.attrs = requests.attrs
@@ -361,6 +356,11 @@ def _spoilt(sides: Sequence[_Side]) -> Iterable[str]:
 def _told_by_ratios(pair: RunPair, *, several: bool) -> Iterable[str]:
     """What the launches of two runs say, a sentence per metric."""
     who = f"{pair.label}, " if several else ""
+    if not pair.rows:
+        yield (
+            f"Nothing was compared: {pair.label} and {pair.baseline} have no arm and pass in"
+            " common."
+        )
     if pair.alone:
         more = f" and {len(pair.alone) - 4} more" * (len(pair.alone) > 4)
         yield f"In one run only, so not compared: {'; '.join(pair.alone[:4])}{more}."

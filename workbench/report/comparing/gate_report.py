@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
-from math import ceil, isfinite, isnan
+from math import ceil, isfinite, isinf, isnan
 from statistics import median
 from xml.etree import ElementTree
 
@@ -25,6 +26,8 @@ def headline(found: Regression) -> str:
     if found.outcome == "undecided" or worst is None:
         open_ = found.count("undecided") + len(found.missing)
         total = len(found.judged) + len(found.missing)
+        if not open_ and found.unfinished:
+            return f"Undecided: {', '.join(found.unfinished)} did not finish"
         return f"Undecided: {open_} of {total} comparisons"
     more = found.count("regression") - 1
     also = f" (and {more} more comparison{'s' * (more > 1)})" if more else ""
@@ -35,18 +38,50 @@ def next_step(found: Regression) -> str:
     """What would decide it; empty where everything is decided."""
     if found.outcome != "undecided":
         return ""
+    if not (found.judged or found.missing):
+        return "Repeat the baseline: it has no value to compare with"
     if found.missing:
-        return f"Measure these arms and passes too: {'; '.join(found.missing[:3])}"
-    if isfinite(found.rounds):
-        known = [each.rounds for each in found.judged if isfinite(each.rounds)]
-        half = f" ({ceil(median(known))} decide half of them)" if len({*known}) > 1 else ""
-        return (
-            f"Measure both runs with -p rounds {found.rounds:.0f}{half}, computed from the spread"
-            " seen (power 80 %)"
-        )
-    if any(each.row.spoilt.effect for each in found.judged if each.outcome == "undecided"):
-        return "Repeat the run whose gates failed"
-    return "More rounds cannot decide it. Allow more, or measure on a machine with less noise"
+        return f"Measure what the baseline measured: {'; '.join(found.missing[:3])}"
+    if found.unfinished:
+        return f"Finish the run that did not finish: {', '.join(found.unfinished)}"
+    causes = Counter(_cause(each) for each in found.judged if each.outcome == "undecided")
+    if len(causes) < 2:
+        return _STEPS[next(iter(causes), "noise")].format(rounds=_rounds(found))
+    return "; ".join(
+        f"for {times} of {len(found.judged)}: {_lower(_STEPS[cause].format(rounds=_rounds(found)))}"
+        for cause, times in causes.most_common()
+    )
+
+
+_STEPS = {
+    "rounds": "Measure both runs with -p rounds {rounds}, computed from the spread seen"
+    " (power 80 %)",
+    "gates": "Repeat the run whose gates failed",
+    "no value": "Find out why requests failed (error_message in requests.parquet), and repeat the"
+    " run",
+    "noise": "More rounds do not decide it: allow more, or measure on a machine with less noise",
+}
+"""What decides an undecided comparison, by `_cause`."""
+
+
+def _cause(each: Judged) -> str:
+    """Why a comparison is undecided, as a key of _STEPS."""
+    if isfinite(each.rounds):
+        return "rounds"
+    if isinf(each.rounds):
+        return "noise"
+    return "no value" if isnan(each.row.ratio.value) and not each.row.spoilt.struck else "gates"
+
+
+def _rounds(found: Regression) -> str:
+    """The rounds that decide all that rounds can decide, and those for half of them."""
+    known = [each.rounds for each in found.judged if isfinite(each.rounds)]
+    half = f" ({ceil(median(known))} decide half of them)" if len({*known}) > 1 else ""
+    return f"{found.rounds:.0f}{half}"
+
+
+def _lower(sentence: str) -> str:
+    return f"{sentence[:1].lower()}{sentence[1:]}"
 
 
 def floor_line(found: Regression) -> str:
@@ -107,10 +142,10 @@ def junit_report(found: Regression, name: str) -> str:
     suite = ElementTree.Element(
         "testsuite",
         name="workbench gate",
-        tests=str(len(found.judged) + len(found.missing)),
+        tests=str(len(found.judged) + len(found.missing) + len(found.unfinished)),
         failures=str(found.count("regression")),
         errors="0",
-        skipped=str(found.count("undecided") + len(found.missing)),
+        skipped=str(found.count("undecided") + len(found.missing) + len(found.unfinished)),
     )
     properties = ElementTree.SubElement(suite, "properties")
     told = {
@@ -129,11 +164,13 @@ def junit_report(found: Regression, name: str) -> str:
             ).text = _said(each)
         elif each.outcome == "undecided":
             ElementTree.SubElement(case, "skipped", message=f"undecided: {each.why}")
-    for kind in found.missing:
+    left = dict.fromkeys(found.missing, "the run did not measure it")
+    left |= dict.fromkeys(found.unfinished, "this run did not finish")
+    for what, why in left.items():
         case = ElementTree.SubElement(
-            suite, "testcase", classname=f"workbench.gate.{name}", name=kind
+            suite, "testcase", classname=f"workbench.gate.{name}", name=what
         )
-        ElementTree.SubElement(case, "skipped", message="undecided: the run did not measure it")
+        ElementTree.SubElement(case, "skipped", message=f"undecided: {why}")
     root = ElementTree.Element("testsuites")
     root.append(suite)
     ElementTree.indent(root)
@@ -143,8 +180,9 @@ def junit_report(found: Regression, name: str) -> str:
 def _notes(found: Regression) -> Iterator[str]:
     """How it was decided, and what limits it."""
     yield (
-        f"Comparisons: {len(found.judged)}. Each is decided by its 95 % interval; a regression must"
-        " also pass Holm's correction for their number."
+        f"{len(found.judged)} comparisons, each decided by its 95 %"
+        f" interval{', widened by the noise floor' if found.floor.of else ''}; a regression also"
+        " has to pass Holm's correction for their number."
     )
     for kind in found.missing:
         yield f"Not measured in this run: {kind}."
@@ -172,7 +210,7 @@ def _change(each: Judged) -> str:
 
 def _change_with_ends(each: Judged) -> str:
     """`+12.3 % [+8.1, +16.5]`; what a failed gate takes away is withheld."""
-    value, low, high = each.row.change
+    value, low, high = each.change
     if each.row.spoilt.struck:
         return "withheld"
     if isnan(value):
