@@ -335,6 +335,33 @@ def test_a_run_that_failed_keeps_its_own_page_beside_the_good_one(
     assert not [path for path in home.iterdir() if ".failed." in path.name]
 
 
+@pytest.mark.parametrize(("began", "status"), [(False, 2), (True, 1)])
+def test_a_plan_that_is_refused_before_the_measurement_is_bad_input(
+    began, status, executed, monkeypatch, tmp_path
+):
+    executed.outcome = papermill.PapermillExecutionError(0, 5, "", "PlanError", "too small", [])
+    copy = shutil.copy
+
+    def copied(source, target):
+        copy(source, target)
+        notebook = json.loads(Path(target).read_text())
+        (cell,) = [cell for cell in notebook["cells"] if cell["id"] == "run"]
+        cell["execution_count"] = 4 if began else None
+        Path(target).write_text(json.dumps(notebook))
+
+    monkeypatch.setattr(shutil, "copy", copied)
+    assert run(tmp_path) == status
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_run(executed, tmp_path):
+    home = tmp_path / "pd_sweep" / run_id(PdSweep())
+    home.mkdir(parents=True)
+    left, of_a_living = home / ".run-999999999.ipynb", home / ".run-1.ipynb"
+    left.touch(), of_a_living.touch()
+    assert run(tmp_path) == 0
+    assert not left.exists() and of_a_living.exists()
+
+
 def test_a_run_that_is_stopped_before_its_first_cell_leaves_no_page(monkeypatch, tmp_path, capsys):
     def stop(*_, **__):
         raise KeyboardInterrupt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import time
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 PARTIAL = ("pd_sweep", "single_instance_prefix_cache")
 """Notebooks that can be rendered before their last launch."""
 _NOT_YET = "This needs launches that are not measured yet.\n"
+_STARTING = ("run", "smoke")
+"""Ids of the cells that start servers."""
+_BAD_INPUT = ("ParameterError:", "PlanError:")
 _STOPPED = ("KeyboardInterrupt", "CancelledError")
 _INTERRUPTED = "KeyboardInterrupt: stopped"
 _NO_MEMORY = "KernelDied: the notebook's kernel was killed, probably because memory ran out"
@@ -39,6 +43,8 @@ class NotebookRun:
     took_s: float = 0.0
     kept: bool = False
     """An earlier result was reused."""
+    refused: bool = False
+    """Its problem is bad input that was found before the measurement began."""
 
     @property
     def outcome(self) -> RunOutcome:
@@ -55,7 +61,10 @@ class NotebookRun:
 
     @property
     def exit_status(self) -> int:
-        """1 when it failed, or found a machine that cannot run the other notebooks."""
+        """1 when it failed, or found a machine that cannot run the other notebooks; 2 for bad input
+        with which nothing was started."""
+        if self.refused:
+            return 2
         return int(bool(self.problem) or (self.facts is not None and self.facts.ready is False))
 
 
@@ -110,12 +119,17 @@ def run_notebook(
     print(f"{notebook} {name}: starting the notebook", file=progress, flush=True)
     home.mkdir(parents=True, exist_ok=True)
     source = repository_root() / "notebooks" / f"{notebook}.ipynb"
+    for left in home.glob(".run-*.ipynb"):  # by a process that was killed
+        if not Path("/proc", left.stem.removeprefix(".run-")).exists():
+            left.unlink(missing_ok=True)
     executed = home / f".run-{os.getpid()}.ipynb"
     given = changed(params)
     began_s = time.monotonic()
     problem = _execute(source, executed, given, progress)
     made: Path | None = None
+    refused = False
     if executed.exists():  # else it was stopped before its first cell
+        refused = problem.startswith(_BAD_INPUT) and not _began(executed)
         kept = home / ("run.failed.ipynb" if problem else "run.ipynb")
         os.replace(executed, kept)
         made = write_page(kept, home / "report.failed.html" if problem else page)
@@ -129,7 +143,14 @@ def run_notebook(
         problem=problem,
         advice=_advice(problem, notebook, given) if problem else "",
         took_s=time.monotonic() - began_s,
+        refused=refused,
     )
+
+
+def _began(executed: Path) -> bool:
+    """Whether the cell of an executed notebook that starts servers was run."""
+    cells = json.loads(executed.read_text("utf-8"))["cells"]
+    return any(c.get("id") in _STARTING and c.get("execution_count") for c in cells)
 
 
 def _advice(problem: str, notebook: str, given: Mapping[str, Any]) -> str:

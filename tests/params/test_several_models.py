@@ -1,5 +1,6 @@
 import pytest
 
+from workbench.errors import ParameterError
 from workbench.params.notebooks import check_params
 from workbench.params.several_models import short_names
 
@@ -39,3 +40,22 @@ def test_the_order_of_a_mapping_stays():
 )
 def test_short_names_differ_and_can_be_part_of_a_file_name(names, short):
     assert list(short_names(dict.fromkeys(names)).values()) == short
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["meta/llama", "other/llama", "meta-llama"],
+        ["a b", "a-b"],
+        ["/m/my llama", "/m/my-llama"],
+        ["Tiny", "tiny"],
+    ],
+)
+def test_models_that_would_be_called_alike_are_refused(names):
+    with pytest.raises(ParameterError, match="no two make the same short name"):
+        check_params("pd_sweep", {"models": names})
+
+
+def test_a_slash_at_the_end_makes_no_other_model():
+    with pytest.raises(ParameterError, match="at least two different names"):
+        check_params("pd_sweep", {"models": "/m/llama,/m/llama/"})

@@ -6,6 +6,7 @@ from workbench.params.targets import Named, Target, not_answered
 PD = Named(label="1p4d lmcache", topology="1p4d")
 RIVAL = Named(label="5a lmcache", topology="5a", subject=False)
 ON_GPU = Named(label="tiny 1p1d nixl, 1+1 GPU", topology="1p1d", model="tiny")
+WITH_COLON = Named(label="llama:8b 1p1d nixl", topology="1p1d", model="llama:8b")
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,9 @@ def test_another_form_is_refused_with_what_is_allowed_and_an_example(text):
         ("1p1d nixl engine-warm ttft cut >= 60%", ON_GPU, "engine-warm", True),
         ("tiny: engine-warm ttft cut >= 60%", ON_GPU, "engine-warm", True),
         ("other: engine-warm ttft cut >= 60%", ON_GPU, "engine-warm", False),
+        ("Tiny: Engine-Warm ttft cut >= 60%", ON_GPU, "engine-warm", True),
+        ("1P4D LMCache  store-warm ttft cut >= 60%", PD, "store-warm", True),
+        ("llama:8b: engine-warm ttft cut >= 60%", WITH_COLON, "engine-warm", True),
     ],
 )
 def test_which_comparisons_with_cold_a_sentence_is_about(text, arm, pass_name, selected):
@@ -86,3 +90,26 @@ def test_a_refusal_names_what_is_measured():
     assert "compares nothing with aggregated" in not_answered(
         Target.parse("pd tpot within 5%"), answered[:1]
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("ttft cut >= 60%", "for a pass to compare with cold (store-warm, engine-warm), got 'ttft"),
+        ("1p1d nixl ttft cut >= 60%", "for a pass to compare with cold"),
+        ("x: pd throughput >= 150%", "without a model, or of one of tiny, got 'x: pd"),
+        ("tiny: 3p1d throughput >= 150% of aggregated", "this plan compares tiny 1p1d nixl"),
+    ],
+)
+def test_a_refusal_names_what_is_wrong(text, said):
+    answered = [
+        ("cache-state", ON_GPU, "store-warm"),
+        ("cache-state", ON_GPU, "engine-warm"),
+        ("opponent", ON_GPU, "cold"),
+    ]
+    assert said in not_answered(Target.parse(text), answered)
+
+
+def test_a_run_of_one_model_has_no_model_to_name():
+    refusal = not_answered(Target.parse("x: pd throughput >= 150%"), [("opponent", PD, "cold")])
+    assert "without a model, since only one is measured" in refusal

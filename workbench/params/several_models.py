@@ -30,7 +30,8 @@ def read_models(text: str) -> dict[str, dict[str, Any]]:
         allowed = "a list of names, or a mapping of them"
         raise ParameterError(must_be("models", allowed, text, EXAMPLE)) from None
     names = list(read) if read is not None else [name.strip() for name in text.split(",")]
-    twice = [name for name, times in Counter(names).items() if times > 1]
+    # A slash at the end makes no other model.
+    twice = [name for name, n in Counter(name.rstrip("/") for name in names).items() if n > 1]
     if twice or len(names) < 2 or not all(names):
         raise ParameterError(must_be("models", "at least two different names", text, EXAMPLE))
     own = {}
@@ -47,16 +48,25 @@ def read_models(text: str) -> dict[str, dict[str, Any]]:
                     f" (example: -p models '{json.dumps({name: {'prefill_tp': 2}})}')"
                 )
         own[name] = dict(given)
+    short_names(own)
     return own
 
 
 def short_names(names: Mapping[str, Any]) -> dict[str, str]:
     """Short names for labels of arms: the last part of each name, or more parts if two are equal.
 
-    They are part of file names, so they have no slash or blank.
+    They are part of file names, so they have no slash or blank. Raises ParameterError if two models
+    would have the same short name.
     """
     for parts in (1, 2, 99):
-        short = {name: "-".join(name.strip("/").split("/")[-parts:]) for name in names}
-        if len(set(short.values())) == len(short):
-            break
-    return {name: "-".join(text.split()) for name, text in short.items()}
+        short = {
+            name: "-".join("-".join(name.strip("/").split("/")[-parts:]).split()) for name in names
+        }
+        # A target names a model in capital or small letters.
+        alike = Counter(called.casefold() for called in short.values())
+        if len(alike) == len(short):
+            return short
+    ((clash, _),) = alike.most_common(1)
+    which = [name for name, called in short.items() if called.casefold() == clash]
+    allowed = f"names of which no two make the same short name ({clash!r})"
+    raise ParameterError(must_be("models", allowed, ", ".join(which), EXAMPLE))

@@ -31,7 +31,7 @@ _ALLOWED = (
 )
 _METRICS = {"ttft": "ttft_s", "tpot": "tpot_s", "e2e": "e2e_s", "throughput": "system_tps"}
 _FORM = re.compile(
-    r"(?:(?P<model>[^:]+):\s+)?(?P<who>.*?)\s*\b(?P<metric>ttft|tpot|e2e|throughput)\s+"
+    r"(?:(?P<model>.+):\s+)?(?P<who>.*?)\s*\b(?P<metric>ttft|tpot|e2e|throughput)\s+"
     r"(?:(?P<measure>cut|gain)\s*)?(?:(?P<sign>>=|<=)|(?P<within>within\b))\s*"
     r"(?P<percent>\d+(?:\.\d+)?)\s*%(?:\s+of\s+(?P<reference>aggregated|cold))?",
     re.IGNORECASE,
@@ -69,8 +69,8 @@ class Target:
             raise ParameterError(_mistake(text))
         if (measure == "cut" and (slower or share >= 1)) or (measure == "gain" and not slower):
             raise ParameterError(_mistake(text))
-        who = found["who"].strip()
-        split = "pd" in who.lower().split()
+        who = " ".join(found["who"].split())
+        split = "pd" in who.casefold().split()
         said = (found["reference"] or ("aggregated" if split else "cold")).lower()
         return cls(
             text=text.strip(), model=(found["model"] or "").strip(), who=who, metric=metric,
@@ -85,12 +85,20 @@ class Target:
 
     def selects(self, kind: str, arm: Named, pass_name: str) -> bool:
         """Whether it is about this comparison of an arm in a pass."""
-        if kind != self.kind or (self.model and self.model != arm.model):
+        if kind != self.kind or not self.of_model(arm):
             return False
-        names = [*arm.names, *([""] if arm.subject else [])]
         # Without a pass the cold one is meant.
-        passes = (f" {pass_name}", *([""] if pass_name == "cold" else []))
-        return self.who.lower() in {f"{n}{p}".strip() for n, p in product(names, passes)}
+        passes = (f" {pass_name}".casefold(), *([""] if pass_name == "cold" else []))
+        called = {f"{n}{p}".strip() for n, p in product(arm.called, passes)}
+        return self.who.casefold() in called
+
+    def of_model(self, arm: Named) -> bool:
+        """Whether it is about the model of an arm."""
+        return not self.model or self.model.casefold() == arm.model.casefold()
+
+    def names_no_pass(self, arm: Named) -> bool:
+        """Whether it names this arm, or none, and nothing else."""
+        return self.of_model(arm) and self.who.casefold() in arm.called
 
     def holds(self, relative: float) -> bool:
         """Whether a value meets the limit; `relative` is the arm's metric / the reference's."""
@@ -120,13 +128,18 @@ class Named:
         """In lower case: the label, without its model or its GPUs too, its topology, or `pd`."""
         own = self.label.removeprefix(f"{self.model} ") if self.model else self.label
         for name in (self.label, own, own.partition(",")[0]):
-            yield name.lower()
-        yield self.topology.lower()
+            yield name.casefold()
+        yield self.topology.casefold()
         try:
             if Topology.parse(self.topology).disaggregated:
                 yield "pd"
         except ParameterError:  # attached servers may have any label
             return
+
+    @property
+    def called(self) -> set[str]:
+        """Its names, and the empty one of an arm that was asked for."""
+        return {*self.names, *([""] if self.subject else [])}
 
 
 def target_mistakes(targets: Sequence[str]) -> Iterator[str]:
@@ -145,7 +158,17 @@ def not_answered(target: Target, answered: Collection[tuple[str, Named, str]]) -
     """
     if any(target.selects(*each) for each in answered):
         return ""
+    models = list(dict.fromkeys(arm.model for _, arm, _ in answered if arm.model))
+    if target.model and not any(target.of_model(arm) for _, arm, _ in answered):
+        allowed = f"without a model, or of one of {', '.join(models)}" if models else (
+            "without a model, since only one is measured"
+        )  # fmt: skip
+        return must_be("targets", allowed, target.text, "-p targets 'pd throughput >= 150%'")
     same_kind = [each for each in answered if each[0] == target.kind and each[1].subject]
+    if target.kind == "cache-state" and any(target.names_no_pass(arm) for _, arm, _ in same_kind):
+        passes = list(dict.fromkeys(name for _, _, name in same_kind))
+        allowed = f"for a pass to compare with cold ({', '.join(passes[:4])})"
+        return must_be("targets", allowed, target.text, f"-p targets '{EXAMPLE}'")
     names = list(dict.fromkeys(f"{arm.label}, {name}" for _, arm, name in same_kind))
     more = f" and {len(names) - 4} more" * (len(names) > 4)
     said = f"{'; '.join(names[:4])}{more}" or "nothing"

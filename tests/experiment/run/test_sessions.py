@@ -361,6 +361,27 @@ async def test_a_machine_that_became_slower_is_a_doubt(planned, one_server, fact
     assert log.sessions[0].drift["cold"] == pytest.approx(factor)
 
 
+async def test_a_repeat_that_measured_nothing_is_a_doubt(
+    planned, one_server, breaks_in, monkeypatch
+):
+    breaks_in(3, times=1)
+    with pytest.raises(KeyboardInterrupt):
+        await run(planned(rounds=1), echo=lambda _: None)
+    real = running.measure_arm
+
+    async def dies_in_the_repeat(plan, arm, number, deployment, folder, *rest):
+        if folder.attempt.name.startswith("repeated-"):
+            return "aggregated-0 ended by itself: it fell off"
+        return await real(plan, arm, number, deployment, folder, *rest)
+
+    monkeypatch.setattr(running, "measure_arm", dies_in_the_repeat)
+    result = await run(planned(rounds=1), echo=lambda _: None)
+    (doubt,) = [one for one in result.doubts if "to detect drift" in one]
+    assert doubt.endswith("repeated to detect drift: aggregated-0 ended by itself: it fell off.")
+    plain(doubt, most_words=25)
+    assert not result.run.sessions[-1].repeated
+
+
 class Forked:
     """Runs in processes that are forked from one that has loaded everything, and can be killed."""
 

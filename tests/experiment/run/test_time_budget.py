@@ -57,6 +57,21 @@ def test_of_a_round_that_was_begun_before_only_the_missing_launches_count(budget
     assert budget.allows(1)  # nothing is missing
 
 
+def test_a_round_that_was_begun_before_and_does_not_fit_is_said(budget, clock):
+    budget.log.ended.append((1, "2a"))
+    clock.now_s = 50.1
+    assert not budget.allows(1)
+    (doubt,) = budget.doubts()
+    assert doubt.endswith("1 of 3 rounds. A later round was begun: its 1 launch is left out.")
+    plain(doubt, most_words=25)
+
+
+def test_an_arm_that_was_given_up_needs_no_time(budget, clock):
+    clock.now_s = 49.0  # of 100 s 11 s are left, and 1a alone takes 10 s
+    assert not budget.allows(1)
+    assert budget.allows(1, left_out={"2a"})
+
+
 def test_the_first_round_always_runs_and_an_overrun_is_said(budget, clock):
     budget.log.ended, budget.log.took_s = [], {}
     clock.now_s = 500.0
@@ -83,10 +98,15 @@ async def test_launches_of_a_round_that_no_longer_fits_are_taken_out_whole(
     attached, vllm, monkeypatch
 ):
     """As after a resume: a launch of the round is there, the others have no time."""
-    monkeypatch.setattr(TimeBudget, "allows", lambda budget, number: _stops(budget, number, 2))
+    monkeypatch.setattr(TimeBudget, "allows", lambda budget, number, _: _stops(budget, number, 2))
     result = await run(attached(rounds=3, time_budget_s=100.0), echo=lambda _: None)
     assert set(result.requests["round"]) == {0}
-    assert result.run.launches.measured == 1
+    assert result.run.launches.measured == len(result.run.launches_s) == 1
+    assert [len(seconds) for seconds in result.run.launches.took_s.values()] == [1]
+    times = result.run.pass_times
+    assert {one.round for one in times} == {0}
+    sent_s = sum(one.to_s - one.from_s for one in times)
+    assert result.run.measuring_s == pytest.approx(sent_s, abs=0.1)
     assert set(pd.read_parquet(result.folder / "requests_broken_off.parquet")["round"]) == {1}
 
 

@@ -7,9 +7,14 @@ import pandas as pd
 import pytest
 
 from workbench.errors import DeploymentError
+from workbench.experiment.result.facts import PassTime, SessionFacts
+from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run import time_limit
 from workbench.experiment.run.run import run
-from workbench.experiment.run.time_limit import TimeLimit
+from workbench.experiment.run.run_log import Log
+from workbench.experiment.run.time_limit import TimeLimit, keep_rounds
+from workbench.metrics.passes import PassCounters
+from workbench.records import LinkRate
 
 
 class Clock:
@@ -103,6 +108,35 @@ async def test_of_a_first_round_that_is_broken_off_the_passes_that_ended_are_kep
     outcomes = {gate["name"]: gate["outcome"] for gate in result.facts["gates"]}
     assert outcomes["every pass ran"] == "PASS"
     assert set(pd.read_parquet(result.folder / "counters.parquet")["pass"]) == {"cold"}
+
+
+def test_all_that_is_of_a_round_that_is_left_out_is_removed(sweep, tmp_path):
+    """Of two arms in round 1, and one in round 2, of a second session."""
+    plan = sweep(topology="1a,2a", connector="none", engine="simulated")
+    log = Log(launches_s=[1.0, 2.0, 3.0], launch_rounds=[0, 0, 1], measuring_s=30.0)
+    log.ended = [(0, "1a"), (0, "2a"), (1, "2a")]
+    log.took_s = {"1a": [10.0], "2a": [20.0, 21.0]}
+    sent = {"pass_name": "cold", "requests_sent": 2, "prompt_tokens_sent": 9}
+    log.passes = [PassCounters(arm=arm, round=n, **sent) for n, arm in log.ended]
+    log.pass_times = [
+        PassTime(arm=arm, round=n, pass_name="cold", from_s=0.0, to_s=10.0) for n, arm in log.ended
+    ]
+    rate = LinkRate(sender="a", receiver="b", bit_s=1e9)
+    log.links = [(arm, n, rate, True) for n, arm in log.ended]
+    began = "2026-01-01T00:00:00+00:00"
+    log.sessions = [
+        SessionFacts(number=1, started_at=began, launches=("1a, round 1",)),
+        SessionFacts(number=2, started_at=began, launches=("2a, round 1", "2a, round 2")),
+    ]
+    folder = RunFolder.open(str(tmp_path), "pd_sweep", "run")
+    assert keep_rounds(plan, log, 1, folder).rounds == 1
+    folder.let_go()
+    assert (log.launches_s, log.launch_rounds, log.measuring_s) == ([1.0, 2.0], [0, 0], 20.0)
+    assert log.took_s == {"1a": [10.0], "2a": [20.0]}
+    assert log.ended == [(0, "1a"), (0, "2a")]
+    assert [one.launches for one in log.sessions] == [("1a, round 1",), ("2a, round 1",)]
+    assert {one.round for one in (*log.passes, *log.pass_times)} == {0}
+    assert {number for _, number, _, _ in log.links} == {0}
 
 
 async def test_a_run_without_time_has_measured_nothing_and_says_so(attached, vllm):

@@ -216,7 +216,7 @@ class _Launches:
         Raises the first LaunchError if no arm has started in the first round.
         """
         for number in limit.rounds_of(self.plan.rounds):
-            if not self.budget.allows(number):
+            if not self.budget.allows(number, self.left_out):
                 return
             for arm in self.plan.order(number):
                 await self.launch(arm, number)
@@ -292,11 +292,15 @@ class _Launches:
             async with _deployment(self.plan, arm, number, self.launcher, folder) as deployment:
                 _check_model(self.log, arm, deployment)
                 part = self.plan.part_of(arm)
-                await measure_arm(part, arm, number, deployment, folder, again, self.echo)
+                reason = await measure_arm(part, arm, number, deployment, folder, again, self.echo)
         except LaunchError as error:
-            self.log.doubt(f"{name}, could not be repeated to detect drift: {_first_line(error)}.")
-            return
-        compare(self.log, again, name)
+            reason = _first_line(error)
+        else:
+            self.session.repeat_ended()
+            if compare(self.log, again, name):
+                return
+            reason = reason or "no request succeeded in a pass measured before"
+        self.log.doubt(f"{name}, could not be repeated to detect drift: {reason}.")
 
 
 def _check_model(log: Log, arm: Arm, deployment: Deployment) -> None:
@@ -464,7 +468,7 @@ def _facts(
             legs=log.frame("legs"),
             reasons=log.reasons,
             refusals=log.refusals,
-            links=log.links,
+            links=[(arm, rate, forward) for arm, _, rate, forward in log.links],
             earlier=log.earlier,
             unmetered=log.unmetered,
         )

@@ -39,8 +39,8 @@ class Collected:
     reasons: list[str] = field(default_factory=list)
     """Why passes could not be measured."""
     clocks: list[ClockRow] = field(default_factory=list)
-    links: list[tuple[str, LinkRate, bool]] = field(default_factory=list)
-    """Arm, rate, and whether it is from a prefill host to a decode host."""
+    links: list[tuple[str, int, LinkRate, bool]] = field(default_factory=list)
+    """Arm, round, rate, and whether it is from a prefill host to a decode host."""
     earlier: tuple[LinkRow, ...] = ()
     """Results of runs over other links."""
     energy: list[EnergyRow] = field(default_factory=list)
@@ -54,6 +54,9 @@ class Collected:
     client: dict[str, float] = field(default_factory=dict)
     """The worst of each reading of the client's health."""
     launches_s: list[float] = field(default_factory=list)
+    """How long the servers of each launch took to start."""
+    launch_rounds: list[int] = field(default_factory=list)
+    """The rounds of these launches."""
     took_s: dict[str, list[float]] = field(default_factory=dict)
     """Of each arm, the duration of its launches that ended, stopping included."""
     measuring_s: float = 0.0

@@ -96,6 +96,10 @@ class Session:
         self._write()
         return True
 
+    def repeat_ended(self) -> None:
+        """Note that the session has launched servers, though it kept nothing of them yet."""
+        self.log.sessions[-1] = replace(self.log.sessions[-1], ended_at=_now())
+
     def _write(self) -> None:
         self.kept.sessions = self.log.sessions
         self.folder.write_text(KEPT, json.dumps(_collected(self.kept), default=_plain))
@@ -200,10 +204,11 @@ def _of_whole_launches(log: Log, frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
                 yield rows.reset_index(drop=True)
 
 
-def compare(log: Log, again: Log, name: str) -> None:
+def compare(log: Log, again: Log, name: str) -> bool:
     """Record how a launch that was repeated after a resume differs from the arm's earlier ones.
 
-    A median TTFT further than DRIFT from those of all earlier launches becomes a doubt.
+    A median TTFT further than DRIFT from those of all earlier launches becomes a doubt. Returns
+    whether any pass could be compared.
     """
     now, before = _ttft_s(again), _ttft_s(log)
     ratios = {}
@@ -215,12 +220,15 @@ def compare(log: Log, again: Log, name: str) -> None:
         ratios[state] = found[0] / median(earlier)
         if not min(earlier) / DRIFT <= found[0] <= max(earlier) * DRIFT:
             apart.append(f"{state} {1000 * median(earlier):,.0f} ms, now {1000 * found[0]:,.0f} ms")
+    if not ratios:
+        return False
     log.sessions[-1] = replace(log.sessions[-1], repeated=name, drift=ratios)
     if apart:
         log.doubt(
             "The machine may have changed between sessions: when repeated, median TTFT of"
             f" {name}, differed ({'; '.join(apart[:2])})."
         )
+    return True
 
 
 def _ttft_s(log: Log) -> dict[tuple[str, str], list[float]]:

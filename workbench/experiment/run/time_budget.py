@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from statistics import mean
 
@@ -26,6 +26,8 @@ class TimeBudget:
     """Used by earlier sessions."""
     rounds: int = field(init=False)
     """Rounds that it allows, as far as asked."""
+    dropped: int = 0
+    """Launches of earlier sessions in rounds that it does not allow."""
     _began_s: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -43,16 +45,21 @@ class TimeBudget:
         """Used so far, by all sessions."""
         return self.before_s + self.session_s
 
-    def allows(self, number: int) -> bool:
-        """Whether a round may be run."""
+    def allows(self, number: int, left_out: Collection[str] = ()) -> bool:
+        """Whether a round may be run; arms that are `left_out` need no time."""
         budget_s, took_s = self.plan.params.time_budget_s, self.log.took_s
-        missing = [a.label for a in self.plan.arms if (number, a.label) not in self.log.ended]
+        missing = [
+            arm.label
+            for arm in self.plan.arms
+            if (number, arm.label) not in self.log.ended and arm.label not in left_out
+        ]
         if not (budget_s and number and missing and took_s):
             return True
         others_s = mean(second for seconds in took_s.values() for second in seconds)
         needed_s = sum(mean(took_s.get(label) or [others_s]) for label in missing)
         if self.spent_s + needed_s > budget_s:
             self.rounds = number
+            self.dropped = sum(begun >= number for begun, _ in self.log.ended)
             return False
         return True
 
@@ -61,9 +68,13 @@ class TimeBudget:
         budget_s, planned = self.plan.params.time_budget_s, self.plan.rounds
         rounds, found = self.rounds, []
         if rounds < planned:
+            left = planned - rounds
+            said = f"The last {left} {'was' if left == 1 else 'were'} not run"
+            if self.dropped:
+                many = "1 launch is" if self.dropped == 1 else f"{self.dropped} launches are"
+                said = f"A later round was begun: its {many} left out"
             found.append(
-                f"time_budget_s {budget_s:g} was enough for {rounds} of {planned} rounds. The"
-                f" last {planned - rounds} {'was' if planned - rounds == 1 else 'were'} not run."
+                f"time_budget_s {budget_s:g} was enough for {rounds} of {planned} rounds. {said}."
             )
         if budget_s and self.spent_s > budget_s:
             found.append(

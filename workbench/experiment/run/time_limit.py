@@ -10,12 +10,16 @@ from asyncio import timeout
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from math import inf, isnan, nan
 from statistics import median
 from typing import TYPE_CHECKING
 
+from workbench.experiment.run.sessions import launch_name
+
 if TYPE_CHECKING:
     from workbench.experiment.plan.plan import ExperimentPlan
+    from workbench.experiment.result.facts import ClockRow, EnergyRow, PassTime
     from workbench.experiment.result.run_folder import RunFolder
     from workbench.experiment.run.run_log import Log
 
@@ -116,9 +120,8 @@ def keep_whole_rounds(
 
 
 def keep_rounds(plan: ExperimentPlan, log: Log, rounds: int, folder: RunFolder) -> ExperimentPlan:
-    """The plan with only its first rounds; rows of later ones are removed from `log`."""
-    log.ended = [(number, arm) for number, arm in log.ended if number < rounds]
-    if any(p.round >= rounds for p in log.passes):
+    """The plan with only its first rounds; all that is of later ones is removed from `log`."""
+    if any(number >= rounds for number, _ in log.ended):
         _keep_before(rounds, log, folder)
     return replace(plan, rounds=rounds)
 
@@ -138,4 +141,35 @@ def _keep_before(done: int, log: Log, folder: RunFolder) -> set[tuple[str, int, 
         setattr(log, name, [rows[kept]])
         folder.write(name, rows[kept])
     log.passes = [p for p in log.passes if p.round < done]
+    _keep_launches_before(done, log, ended)
     return ended
+
+
+def _keep_launches_before(done: int, log: Log, ended: set[tuple[str, int, str]]) -> None:
+    """Remove from `log` what it says of launches and passes that do not stay."""
+
+    def stays(each: PassTime | ClockRow | EnergyRow) -> bool:
+        return (each.arm, each.round, each.pass_name) in ended
+
+    gone_s = sum(each.to_s - each.from_s for each in log.pass_times if not stays(each))
+    log.measuring_s = max(0.0, log.measuring_s - gone_s)
+    log.pass_times = [each for each in log.pass_times if stays(each)]
+    log.clocks = [each for each in log.clocks if stays(each)]
+    log.energy = [each for each in log.energy if stays(each)]
+    log.links = [each for each in log.links if each[1] < done]
+    started = zip(log.launch_rounds, log.launches_s, strict=False)  # an old file has no rounds
+    log.launches_s = [seconds for number, seconds in started if number < done]
+    log.launch_rounds = [number for number in log.launch_rounds if number < done]
+    took_s: dict[str, list[float]] = {}
+    left_s = {arm: iter(seconds) for arm, seconds in log.took_s.items()}
+    for number, arm in log.ended:  # in the order of their durations
+        for second in islice(left_s.get(arm, iter(())), 1):
+            if number < done:
+                took_s.setdefault(arm, []).append(second)
+    log.took_s = took_s
+    gone = {launch_name(number, arm) for number, arm in log.ended if number >= done}
+    log.sessions = [
+        replace(one, launches=tuple(name for name in one.launches if name not in gone))
+        for one in log.sessions
+    ]
+    log.ended = [(number, arm) for number, arm in log.ended if number < done]

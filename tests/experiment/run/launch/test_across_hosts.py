@@ -63,13 +63,13 @@ async def test_only_clocks_of_other_hosts_are_read(deployment: Deployment) -> No
 
 async def test_links_are_measured_from_prefill_to_decode_and_back(deployment: Deployment) -> None:
     log = Log()
-    await measure_links(deployment, "1p1d nixl", log)
-    ways = [(arm, rate.sender, rate.receiver, forward) for arm, rate, forward in log.links]
+    await measure_links(deployment, "1p1d nixl", 0, log)
+    ways = [(arm, rate.sender, rate.receiver, forward) for arm, _, rate, forward in log.links]
     assert ways == [
         ("1p1d nixl", "127.0.0.1", "127.0.0.2", True),
         ("1p1d nixl", "127.0.0.2", "127.0.0.1", False),
     ]
-    assert all(rate.bit_s > 0 for _, rate, _ in log.links)
+    assert all(rate.bit_s > 0 for _, _, rate, _ in log.links)
 
 
 async def test_a_lost_host_is_a_doubt_and_not_the_end(
@@ -78,7 +78,7 @@ async def test_a_lost_host_is_a_doubt_and_not_the_end(
     far.lost = True
     log = Log()
     assert await read_clocks(deployment, log) == []
-    await measure_links(deployment, "1p1d nixl", log)
+    await measure_links(deployment, "1p1d nixl", 0, log)
     assert log.links == []
     assert log.doubts == [
         "The clock of 127.0.0.2 could not be read: host-2 was lost.",
@@ -89,5 +89,5 @@ async def test_a_lost_host_is_a_doubt_and_not_the_end(
 async def test_on_one_machine_nothing_is_read() -> None:
     alone = Deployment(url="http://127.0.0.1:1", instances=(instance("prefill", "127.0.0.1"),))
     log = Log()
-    await measure_links(alone, "1p1d nixl", log)
+    await measure_links(alone, "1p1d nixl", 0, log)
     assert await read_clocks(alone, log) == [] and log.links == [] and log.doubts == []

@@ -24,7 +24,7 @@ def _hosts(deployment: Deployment, *roles: Role) -> list[str]:
     return [host for host in dict.fromkeys(found) if host in deployment.probes]
 
 
-async def measure_links(deployment: Deployment, arm: str, log: Log) -> None:
+async def measure_links(deployment: Deployment, arm: str, number: int, log: Log) -> None:
     """Measure the links over which this deployment moves KV, before its passes."""
     sides = _hosts(deployment, "prefill"), _hosts(deployment, "decode")
     pairs = [(p, d) for p in sides[0] for d in sides[1] if p != d]
@@ -33,7 +33,7 @@ async def measure_links(deployment: Deployment, arm: str, log: Log) -> None:
     except DeploymentError as error:
         log.doubt(f"{arm}: the link between hosts was not measured: {error}.")
         return
-    log.links += [(arm, rate, (rate.sender, rate.receiver) in pairs) for rate in rates]
+    log.links += [(arm, number, rate, (rate.sender, rate.receiver) in pairs) for rate in rates]
 
 
 async def read_clocks(deployment: Deployment, log: Log) -> list[ClockReading]:

@@ -71,6 +71,7 @@ async def measure_arm(
     Returns why the first server ended by itself, empty if none did.
     """
     log.launches_s.append(deployment.started_s)
+    log.launch_rounds.append(number)
     log.arms.setdefault(arm.label, _arm_facts(arm, deployment))
     if (topology := deployment.topology) is not None:
         await warm_up(
@@ -80,7 +81,7 @@ async def measure_arm(
             # The number of prefill-decode pairs that routing by index can make.
             pairs=lcm(topology.prefill or 1, topology.decode or topology.aggregated),
         )
-    await measure_links(deployment, arm.label, log)
+    await measure_links(deployment, arm.label, number, log)
     # All arms of a round get the same prompts, so that they can be paired. The attempt's salt
     # makes the prompts of other rounds and reruns different; servers that live longer than a
     # session may have seen those of the one before.
