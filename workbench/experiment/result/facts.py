@@ -464,7 +464,7 @@ class LaunchFacts:
     """Launches of which every pass was measured."""
     planned_rounds: int
     rounds: int
-    """Rounds that were begun; fewer than planned if `time_budget_s` left out the last."""
+    """Rounds in the result; fewer than planned if `time_budget_s` left out the last."""
     took_s: Mapping[str, tuple[Number, ...]] = field(default_factory=dict)
     """The duration of the launches of each arm, start and stop of its servers included."""
 
