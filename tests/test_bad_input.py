@@ -10,6 +10,7 @@ from dataclasses import replace
 from itertools import count
 from math import nan
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
@@ -447,6 +448,11 @@ def foretold(**given: Any) -> None:
     predict(WHAT_IF, params, params.topologies[0])
 
 
+def profile_file(change: dict[str, Any]) -> None:
+    with TemporaryDirectory() as folder:
+        read_profile(replace(WHAT_IF, **change).write(Path(folder)))
+
+
 def spoiled_form() -> None:
     with mock.patch("workbench.explorer.opening.find_spec", lambda name: name != "plotly" or None):
         form("pd_sweep", interactive=True)
@@ -593,6 +599,12 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
     (lambda: foretold(prompt_tokens=9_000), "prompt_tokens must be within the profiled lengths",
      "9,000", "-p prompt_tokens 8000"),
     (lambda: foretold(ttft_limit_ms=5), "ttft_limit_ms must be at least 25", "5", ""),
+    (lambda: foretold(tpot_limit_ms=0.1), "tpot_limit_ms must be at least 4.8", "0.1",
+     "-p tpot_limit_ms 19"),
+    (lambda: profile_file({"schema": 9}), "/", "must be a profile of schema 1, got 9",
+     "workbench profile -p connector nixl"),
+    (lambda: profile_file({"parameters": {}}), "/", "damaged profile: parameters has no engine",
+     "workbench profile -p connector nixl"),
     (lambda: foretold(workload="multi_turn_conversation", rate_per_s=0), "workload must be one who",
      "'multi_turn_conversation'", "batch_processing"),
     (lambda: foretold(output_tokens=400_000, context_tokens=500_000), "context_tokens must be the",

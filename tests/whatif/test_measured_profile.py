@@ -19,6 +19,7 @@ async def test_a_profile_of_running_servers(tmp_path, monkeypatch):
         "requests": 6, "output_tokens": 24, "output_dir": str(tmp_path),
     })  # fmt: skip
     monkeypatch.setattr("workbench.whatif.profile.LARGEST_RESIDUAL", inf)
+    monkeypatch.setattr("workbench.whatif.profile.LARGEST_TRANSFER_RESIDUAL", inf)
     result = await run(profile_plan(params), echo=lambda _: None)
     found = profile_of(result)
     assert found.kv_tokens["prefill"] == found.kv_tokens["aggregated"] == 2**28 // 768

@@ -1,9 +1,12 @@
+import json
 from dataclasses import replace
+from math import isnan
 
 import pytest
 
 from tests.whatif.known import COSTS, FRONT_S, known_profile, known_run
 from workbench.errors import PlanError, ResultError
+from workbench.metrics.gates.gate import Gate
 from workbench.whatif.held_out import held_out
 from workbench.whatif.prediction import predict
 from workbench.whatif.prediction_text import prediction_page
@@ -77,6 +80,99 @@ def test_shared_prefixes_are_hits_where_the_same_instance_has_them():
     assert warm.number("ttft_s").value < 0.5 * cold.number("ttft_s").value
 
 
+@pytest.mark.parametrize(
+    ("quiet", "busy"),
+    [
+        ({"arrivals": "ramp", "rate_per_s": 0.1, "end_rate_per_s": 1}, {"end_rate_per_s": 9}),
+        ({"arrivals": "closed", "concurrency": 1}, {"concurrency": 8}),
+    ],
+)
+def test_a_ramp_and_a_closed_loop_saturate_too(quiet, busy):
+    found = predicted({"topology": "1p1d"} | quiet | busy)
+    assert found.refused.startswith("near saturation: not predicted (prefill at ")
+    found = predicted({"topology": "4p4d"} | quiet)
+    assert found.refused == "" and 0 < found.closed.utilisation < 0.2
+
+
+@pytest.mark.parametrize(("gap_ms", "busy"), [(1_000, 0.1), (100, 1.0)])
+def test_a_trace_has_the_rate_of_its_timestamps(tmp_path, gap_ms, busy):
+    rows = [{"timestamp": gap_ms * n, "input_length": 4_000, "output_length": 8,
+             "hash_ids": [8 * n + k for k in range(8)]} for n in range(20)]  # fmt: skip
+    file = tmp_path / "trace.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    given = {"workload": "trace", "trace_file": str(file), "trace_speed": 1.0, "requests": 20}
+    found = predicted({"topology": "1p1d"} | given)
+    assert found.closed.rate_per_s == pytest.approx(1_000 / gap_ms)
+    assert bool(found.refused) == (busy == 1.0)
+
+
+def test_nothing_is_predicted_beyond_the_profiled_kv():
+    long = {"topology": "1p1d", "arrivals": "constant", "rate_per_s": 0.005, "requests": 3,
+            "output_tokens": 10_000}  # fmt: skip
+    assert predicted(long).refused == ""
+    decode = replace(PROFILE.decode, ranges=PROFILE.decode.ranges | {"kv_tokens": (1e3, 9e3)})
+    found = predicted(long, replace(PROFILE, decode=decode))
+    assert found.refused.startswith("not predicted: decode batches with up to 13,999 KV")
+    assert "profiled up to 9,000" in found.refused and found.numbers == ()
+    # From 4,000 to 14,000 tokens, half of the steps are beyond 9,000.
+    decoded_s = sum(found.simulated.batch_s.values())
+    assert found.simulated.kv_above_s == pytest.approx(0.5 * decoded_s, rel=0.01)
+
+
+@pytest.mark.parametrize(("transfer_s", "said"), [(0.004, "doubt"), (0.3, "refused")])
+def test_transfers_beside_more_others_than_profiled(transfer_s, said):
+    fit = replace(PROFILE.transfer, coefficients=(transfer_s, 1e-9, 0.0), resamples=((1, 0, 0),))
+    given = {"topology": "4p1d", "rate_per_s": 12}
+    found = predicted(given, replace(PROFILE, transfer=fit))
+    if said == "refused":
+        assert found.refused.startswith("not predicted: transfers beside up to ")
+    else:
+        assert any("of transfers run beside more others than" in one for one in found.doubts)
+
+
+def test_a_time_that_does_not_grow_is_doubted():
+    flat = replace(PROFILE.prefill, coefficients=(0.1, 0.0, 0.0))
+    found = predicted({"topology": "4p4d", "rate_per_s": 0.5}, replace(PROFILE, prefill=flat))
+    assert "prefill takes as long for any prompt" in found.doubts[0]
+
+
+def test_a_tpot_limit_that_no_request_can_meet_is_refused():
+    with pytest.raises(PlanError, match=r"tpot_limit_ms must be at least 4.8 \(half a decode"):
+        predicted({"rate_per_s": 1, "tpot_limit_ms": 0.0001})
+
+
+def gated(result, name):
+    gate = Gate(name=name, outcome="FAIL", sentence="")
+    return replace(result, run=replace(result.run, gates=(gate,)))
+
+
+def test_a_held_out_pass_that_is_not_valid_gives_no_error():
+    (struck, _) = held_out(PROFILE, gated(known_run("2p2d"), "no failed transfers"))
+    assert struck.spoiled.struck and isnan(struck.error("ttft_s"))
+    (rough, _) = held_out(PROFILE, gated(known_run("2p2d"), "client kept up"))
+    assert rough.spoiled.said.startswith("rough: ") and not isnan(rough.error("ttft_s"))
+
+
+def test_only_what_was_held_out_is_checked(tmp_path, monkeypatch):
+    monkeypatch.setattr("workbench.whatif.prediction.RESAMPLES", 1)
+    path, run = PROFILE.write(tmp_path), known_run("2p2d")
+
+    def page(run, **given):
+        monkeypatch.setattr("workbench.whatif.prediction_text.load_result", lambda _: run)
+        return prediction_page(path, LOAD | {"rate_per_s": "1"} | given, [tmp_path])
+
+    assert "not checked here" not in page(run, topology="2p2d")
+    within = page(run, topology="2p2d", ttft_limit_ms="500").splitlines()
+    assert ["within limits" in line for line in within if "not checked here" in line] == [True]
+    for given in ({"topology": "1p2d"}, {"topology": "2p2d", "rate_per_s": "12"}):
+        other = page(run, **given)
+        assert other.count("not checked here") == 4
+        assert "checked on 2p2d up to " in other and "only, worst TTFT error " in other
+    void = page(gated(run, "no failed transfers"), topology="2p2d")
+    assert "left out, not valid: KV transfers failed" in void
+    assert void.count("not checked here") == 4 and "checked nowhere" in void
+
+
 def test_held_out_runs_are_compared_number_by_number():
     rows = held_out(PROFILE, known_run("2p2d"))
     assert [row.requests for row in rows] == [24, 24]
@@ -91,3 +187,4 @@ def test_the_page_says_what_was_not_checked(tmp_path):
     page = prediction_page(path, LOAD | {"topology": "1p2d", "rate_per_s": "3"})
     assert page.count("not checked here") == 4 and "p99: not predicted" in page
     assert "Pollaczek-Khinchine" in page
+    assert "differ from their fit, in the median: prefill 0%, decode step 0%, transfer 0%" in page

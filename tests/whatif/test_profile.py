@@ -5,6 +5,7 @@ import pytest
 
 from tests.whatif.known import COSTS, FRONT_S, known_profile, known_run
 from workbench.errors import PlanError, ResultError
+from workbench.metrics.gates.gate import Gate
 from workbench.params.notebooks import check_params
 from workbench.whatif.profile import profile_of, read_profile
 from workbench.whatif.profile_plan import profile_plan
@@ -72,6 +73,68 @@ def test_load_may_be_chosen_and_the_engine_may_not():
     assert profile.params({"kv_cache_mib": "256"}).kv_cache_mib == 256
     with pytest.raises(PlanError, match=re.escape("kv_cache_mib must be the profile's 256, got")):
         profile.params({"kv_cache_mib": "64"})
+
+
+def test_the_load_is_the_profiles_unless_it_is_set():
+    own = known_profile().parameters | {"prompt_tokens": 2_000, "requests": 12, "shared_share": 0.5}
+    profile = replace(known_profile(), parameters=own)
+    made = profile.params({"topology": "2p6d", "rate_per_s": 3, "ttft_limit_ms": 500})
+    assert (made.workload, made.prompt_tokens, made.requests) == ("short", 2_000, 12)
+    assert profile.params({"workload": "shared_prefix"}).shared_share == 0.5
+    assert profile.params({"output_tokens": "20000"}).prompt_tokens == 2_000
+
+
+def test_a_profile_of_a_run_that_is_not_valid_is_refused(run):
+    def gated(name):
+        gate = Gate(name=name, outcome="FAIL", sentence="")
+        return replace(run, run=replace(run.run, gates=(gate,)))
+
+    with pytest.raises(ResultError, match="gives no profile: its times are not valid: KV transf"):
+        profile_of(gated("no failed transfers"))
+    assert profile_of(gated("client kept up")).doubts[0].startswith("The profile's run is rough: ")
+
+
+def test_other_versions_are_doubted():
+    profile = replace(known_profile(), versions={"vllm": "0.1", "papermill": "0.1"})
+    (doubt,) = profile.doubts
+    assert doubt.startswith("Measured with vllm 0.1, here ") and "papermill" not in doubt
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"schema": 99}, "must be a profile of schema 1, got 99"),
+        ({"machine": {"ram": 1}}, "damaged profile: machine has no cpu"),
+        ({"parameters": {}}, "damaged profile: parameters has no engine"),
+        ({"kv_tokens": {"prefill": 9}}, "damaged profile: kv_tokens has no decode"),
+        ({"overheads_s": ()}, "damaged profile: overheads_s is empty"),
+        ({"block_tokens": 0}, "damaged profile: a step or a block has no tokens"),
+    ],
+)  # fmt: skip
+def test_a_damaged_profile_is_refused(tmp_path, change, says):
+    with pytest.raises(ResultError, match=says):
+        read_profile(replace(known_profile(), **change).write(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"terms": ("steps", "tokens", "squares")}, "prefill lacks a term or a range"),
+        ({"ranges": {}}, "prefill lacks a term or a range"),
+        ({"resamples": ()}, "prefill lacks coefficients or points"),
+        ({"measured_s": ()}, "prefill lacks coefficients or points"),
+    ],
+)  # fmt: skip
+def test_a_damaged_fit_is_refused(tmp_path, change, says):
+    damaged = replace(known_profile(), prefill=replace(known_profile().prefill, **change))
+    with pytest.raises(ResultError, match=says):
+        read_profile(damaged.write(tmp_path))
+
+
+def test_a_transfer_far_from_its_fit_gives_no_profile(run, monkeypatch):
+    monkeypatch.setattr("workbench.whatif.profile.LARGEST_TRANSFER_RESIDUAL", -1.0)
+    with pytest.raises(ResultError, match="its transfer times differ from the fit by"):
+        profile_of(run)
 
 
 def test_the_plan_measures_lengths_and_batches_of_1p1d():

@@ -26,7 +26,8 @@ class ClosedForm:
     highest_per_s: dict[str, float]
     """By part: prefill, link, decode steps, decode KV; requests per second."""
     rate_per_s: float
-    """The offered rate; NaN in a closed loop."""
+    """The offered rate, of a ramp the highest. Of a closed loop what the simulation completes,
+    and NaN before it."""
     wait_s: float = nan
     """Mean wait for one prefill instance with Poisson arrivals (Pollaczek-Khinchine)."""
     simulated_wait_s: float = nan
@@ -45,7 +46,7 @@ class ClosedForm:
 
     @property
     def utilisation(self) -> float:
-        """Offered rate / highest rate; NaN in a closed loop."""
+        """Rate / highest rate."""
         return self.rate_per_s / self.bound_per_s
 
     @property

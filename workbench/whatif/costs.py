@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +34,8 @@ class Costs:
     kv_bytes_per_token: float
     holds: bool
     """Prefill keeps its blocks until decode has pulled them."""
+    profiled_kv_tokens: float = inf
+    """The most KV tokens of a decode batch that was measured."""
 
     def prefill_s(self, tokens: int, before: int = 0) -> float:
         """A prompt alone on an instance, from its first step to its first token."""

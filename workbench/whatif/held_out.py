@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import nan
 
 from workbench.errors import ParameterError, ResultError
 from workbench.experiment.result.result import Result
+from workbench.metrics.gates.gate_effects import Spoil, spoil
 from workbench.metrics.latency import system_tps
 from workbench.topology import Topology
 from workbench.whatif.prediction import Prediction, predict
@@ -27,9 +28,13 @@ class HeldOut:
     measured: dict[str, float]
     """Medians over all rounds by metric; of `system_tps` the mean of the rounds."""
     predicted: Prediction
+    spoiled: Spoil = field(default_factory=Spoil)
+    """What failed gates of the measured run do to its times."""
 
     def error(self, metric: str) -> float:
-        """Predicted / measured - 1; NaN where nothing was predicted."""
+        """Predicted / measured - 1; NaN where nothing was predicted, or the run is not valid."""
+        if self.spoiled.struck:
+            return nan
         measured = self.measured[metric]
         return self.predicted.number(metric).value / measured - 1 if measured else nan
 
@@ -45,7 +50,7 @@ def held_out(profile: Profile, result: Result) -> list[HeldOut]:
             f"{result.run.run_id} is not a pd_sweep, so it has no held-out topology; measure one"
             " (example: workbench run pd_sweep -p topology 1p2d -p rate_per_s 2)"
         )
-    rows = result.requests
+    rows, failed = result.requests, result.run.failed_gates
     found = []
     for (arm, name), group in rows.groupby(["arm", "pass"], sort=False):
         text = str(group["topology"].iloc[0])
@@ -71,6 +76,7 @@ def held_out(profile: Profile, result: Result) -> list[HeldOut]:
                 requests=len(group) // len(rounds),
                 measured=measured,
                 predicted=predict(profile, params, topology),
+                spoiled=spoil(failed, "times", passes={str(name)}, arms={str(arm)}),
             )
         )
     if not found:

@@ -77,6 +77,11 @@ class Instance:
     version: int = 0
     decode_s: dict[int, float] = field(default_factory=dict)
     """Time by batch size."""
+    kv_above_s: float = 0.0
+    """Decode time with more KV tokens than were profiled."""
+    most_kv: int = 0
+    beside: dict[int, int] = field(default_factory=dict)
+    """Transfers by how many others ran to this instance when they began."""
     preemptions: int = 0
 
     def __post_init__(self) -> None:
@@ -182,6 +187,7 @@ class Instance:
                 room -= 1
                 continue
             took_s = costs.transfer_of(leg.moved, self.transfers)
+            self.beside[self.transfers] = self.beside.get(self.transfers, 0) + 1
             self.transfers += 1
             self.env.timeout(took_s, leg).callbacks.append(self._loaded)
         return joining
@@ -214,7 +220,7 @@ class Instance:
             return
         began_s, steps = self.jump
         self.jump = None
-        self._count(len(self.decoding), self.env.now - began_s)
+        self._count(len(self.decoding), self.env.now - began_s, steps)
         self.steps += steps
         self.kv += steps * len(self.decoding)
         self._end()
@@ -298,6 +304,12 @@ class Instance:
         steps = max(1, ceil(2 * passed_s / (first_s + root) - 1e-9))
         return steps
 
-    def _count(self, batch: int, took_s: float) -> None:
+    def _count(self, batch: int, took_s: float, steps: int = 0) -> None:
+        """Time by batch, and with more KV than was profiled: it grows by a token a step each."""
         if batch:
             self.decode_s[batch] = self.decode_s.get(batch, 0.0) + took_s
+            grown = steps * batch
+            self.most_kv = max(self.most_kv, self.kv + grown)
+            above = self.kv + grown - self.costs.profiled_kv_tokens
+            if above > 0:
+                self.kv_above_s += took_s * (min(1.0, above / grown) if grown else 1.0)

@@ -18,6 +18,7 @@ from workbench.params.notebooks import PdSweep
 from workbench.serve.connectors import connector
 from workbench.topology import Topology
 from workbench.whatif.closed_form import ClosedForm, closed_form
+from workbench.whatif.costs import Costs
 from workbench.whatif.fits import RESAMPLES
 from workbench.whatif.profile import Profile
 from workbench.whatif.simulation import Load, Simulated, simulate
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 SATURATED = 0.85
 """Utilisation of the busiest part above which nothing is predicted."""
 OUTSIDE = 0.01
-"""Largest fraction of decode time with batches above the profiled ones."""
+"""Largest fraction of decode time, or of transfers, beyond what was profiled."""
+UNKNOWN = 0.15
+"""Fraction of TTFT that transfers beyond the profiled overlap may add: the target of an error."""
 METRICS = ("ttft_s", "tpot_s", "e2e_s", "system_tps", "goodput")
 
 
@@ -73,19 +76,15 @@ def predict(profile: Profile, params: PdSweep, topology: Topology) -> Prediction
     costs = profile.costs()
     load = _load(profile, params, workload, hits, params.seed)
     poisson = params.arrival_kind == "poisson"
-    rate = 0.0 if load.offsets_s is None else params.rate_per_s
+    rate = _rate(params, load)
     closed = closed_form(topology, load, costs, rate_per_s=rate, poisson=poisson)
-    if closed.utilisation > SATURATED:
-        return Prediction(
-            topology=topology,
-            closed=closed,
-            refused=(
-                f"near saturation: not predicted ({closed.bottleneck} at"
-                f" {closed.utilisation:.0%} of its highest rate, limit {SATURATED:.0%})"
-            ),
-        )
+    if why := _saturated(closed):
+        return Prediction(topology=topology, closed=closed, refused=why)
     first = simulate(topology, load, costs)
-    if why := _outside(profile, first):
+    if not rate:
+        ended_s = (first.requests["sent_s"] + first.requests["e2e_s"]).max()
+        closed = replace(closed, rate_per_s=float(len(first.requests) / ended_s))
+    if why := _saturated(closed) or _outside(profile, first, costs):
         return Prediction(topology=topology, closed=closed, refused=why, simulated=first)
     limits = _limits(params)
     found = [_numbers(first, limits)]
@@ -137,6 +136,12 @@ def _check(profile: Profile, params: PdSweep, workload: Workload, topology: Topo
         )
         raise PlanError(
             must_be("ttft_limit_ms", allowed, params.ttft_limit_ms, round(4 * least_ms))
+        )
+    least_ms = 1000 * profile.costs().decode_s(1, min(prompts)) / 2
+    if 0 < params.tpot_limit_ms < least_ms:
+        allowed = f"at least {least_ms:.2g} (half a decode step of one sequence)"
+        raise PlanError(
+            must_be("tpot_limit_ms", allowed, params.tpot_limit_ms, f"{4 * least_ms:.2g}")
         )
 
 
@@ -201,19 +206,63 @@ def _load(
     )
 
 
-def _outside(profile: Profile, found: Simulated) -> str:
-    """Why the simulated run is outside the profile; empty if it is not."""
+def _rate(params: PdSweep, load: Load) -> float:
+    """The offered rate, of a ramp the highest; 0 where only a simulation tells it."""
+    if load.offsets_s is None:
+        return 0.0
+    if params.arrival_kind == "trace":
+        span_s = float(np.ptp(load.offsets_s))
+        return (len(load.offsets_s) - 1) / span_s if span_s else 0.0
+    ends = params.end_rate_per_s if params.arrival_kind == "ramp" else 0.0
+    return max(params.rate_per_s, ends)
+
+
+def _saturated(closed: ClosedForm) -> str:
+    """Why nothing is predicted at this utilisation; empty if it is low enough."""
+    if not closed.utilisation > SATURATED:
+        return ""
+    return (
+        f"near saturation: not predicted ({closed.bottleneck} at {closed.utilisation:.0%} of its"
+        f" highest rate, limit {SATURATED:.0%})"
+    )
+
+
+def _outside(profile: Profile, found: Simulated, costs: Costs) -> str:
+    """Why the simulated run left what was profiled; empty if it did not."""
     most = round(profile.decode.ranges["batch"][1])
     above_s = sum(s for batch, s in found.batch_s.items() if batch > most)
-    if above_s > OUTSIDE * sum(found.batch_s.values()):
+    whole_s = sum(found.batch_s.values())
+    if above_s > OUTSIDE * whole_s:
         got = max(found.batch_s)
         return (
             f"not predicted: decode batches of up to {got}, profiled up to {most}. Profile larger"
             f" ones (example: workbench profile -p concurrency {2 * got})"
         )
+    if found.kv_above_s > OUTSIDE * whole_s:
+        return (
+            f"not predicted: decode batches with up to {found.most_kv:,} KV tokens, profiled up to"
+            f" {costs.profiled_kv_tokens:,.0f}. Profile longer outputs or larger batches (example:"
+            f" workbench profile -p output_tokens {found.requests['output_tokens'].max()})"
+        )
     if found.stuck:
         return f"not predicted: {found.stuck} requests never got KV space"
+    # At worst the others share the link, and each adds a whole transfer.
+    most_others = profile.transfer.ranges["others"][1]
+    more = _beyond(found, most_others)
+    added_s = sum(n * (others - most_others) for others, n in more.items()) / len(found.requests)
+    added_s *= costs.transfer_of(float(found.requests["prompt_tokens"].mean()))
+    if added_s > UNKNOWN * float(found.requests["ttft_s"].median()):
+        return (
+            f"not predicted: transfers beside up to {max(more)} others, profiled up to"
+            f" {most_others:.0f}; on a shared link TTFT could be {1000 * added_s:.0f} ms longer."
+            " Measure it (example: workbench run pd_sweep -p topology 4p1d)"
+        )
     return ""
+
+
+def _beyond(found: Simulated, most_others: float) -> dict[int, int]:
+    """Transfers beside more others than were profiled, by how many."""
+    return {others: n for others, n in found.beside.items() if others > most_others}
 
 
 def _numbers(found: Simulated, limits: Limits) -> dict[str, float]:
@@ -228,6 +277,28 @@ def _numbers(found: Simulated, limits: Limits) -> dict[str, float]:
     }
 
 
+def _fit_doubts(profile: Profile, found: Simulated) -> list[str]:
+    """What the profile cannot tell: a time that does not grow, transfers that it has not seen."""
+    doubts = []
+    costs = profile.costs()
+    if not costs.token_s and not costs.pair_s:
+        doubts.append("In this profile prefill takes as long for any prompt. Do not rely on TTFT.")
+    if not costs.sequence_s and not costs.kv_token_s:
+        doubts.append("In this profile a decode step takes as long for any batch: do not rely on"
+                      " TPOT.")  # fmt: skip
+    moves = sum(found.beside.values())
+    if moves and not costs.byte_s:
+        doubts.append("In this profile a transfer takes as long for any size. TTFT may be off.")
+    most_others = profile.transfer.ranges["others"][1]
+    share = sum(_beyond(found, most_others).values()) / moves if moves else 0.0
+    if share > OUTSIDE:
+        doubts.append(
+            f"{share:.0%} of transfers run beside more others than profiled ({most_others:.0f}):"
+            " TTFT may be too low."
+        )
+    return doubts
+
+
 def _doubts(
     profile: Profile, workload: Workload, closed: ClosedForm, found: Simulated
 ) -> list[str]:
@@ -238,6 +309,7 @@ def _doubts(
             f" {1000 * closed.simulated_wait_s:.0f} and {1000 * closed.wait_s:.0f} ms. Do not rely"
             " on TTFT."
         )
+    doubts += _fit_doubts(profile, found)
     if found.preemptions:
         doubts.append(f"Decode runs out of KV space: {found.preemptions} preemptions are expected.")
     if connector(profile.connector).store and any(

@@ -32,24 +32,51 @@ def prediction_page(
     profile = read_profile(profile_file)
     params = profile.params(given)
     lines = [f"profile {profile.run_id}" + " (simulated engine)" * profile.simulated]
+    fits = {"prefill": profile.prefill, "decode step": profile.decode, "transfer": profile.transfer}
+    off = ", ".join(f"{name} {one.residual:.0%}" for name, one in fits.items())
+    lines.append(f"  times differ from their fit, in the median: {off}")
+    lines += (f"  {doubt}" for doubt in profile.doubts)
     checks = [row for folder in measured for row in held_out(profile, load_result(folder))]
     lines += map(_checked, checks)
     for topology in params.topologies:
         found = predict(profile, params, topology)
-        lines += ["", *_lines(found, checked=bool(checks))]
+        lines += ["", *_lines(found, checks)]
     return "\n".join(lines)
 
 
 def _checked(row: HeldOut) -> str:
     load = f"{row.rate_per_s:g} req/s" if row.rate_per_s else "a closed loop"
     where = f"held-out {row.arm} at {load}, {row.requests} requests"
+    if row.spoiled.struck:
+        return f"{where}: left out, {row.spoiled.said}"
     if row.predicted.refused:
         return f"{where}: {row.predicted.refused}"
     errors = ", ".join(f"{_SHOWN[name][0]} {row.error(name):+.1%}" for name in CHECKED)
-    return f"{where}: {errors}"
+    return f"{where}: {errors}" + (f" ({row.spoiled.said})" if row.spoiled.said else "")
 
 
-def _lines(found: Prediction, *, checked: bool) -> Iterator[str]:
+def _covers(row: HeldOut, found: Prediction, metric: str) -> bool:
+    """Whether a held-out pass checks this number: same topology, no lower load."""
+    same = row.predicted.topology == found.topology
+    most = row.predicted.closed.utilisation + 1e-9
+    return same and found.closed.utilisation <= most and not isnan(row.error(metric))
+
+
+def _checked_only(checks: Sequence[HeldOut]) -> str:
+    """Where the profile was checked, for a prediction elsewhere."""
+    usable = [row for row in checks if not isnan(row.error("ttft_s"))]
+    if not usable:
+        return "checked nowhere: no held-out pass is valid and predicted"
+    worst = max((row.error("ttft_s") for row in usable), key=abs)
+    most: dict[str, float] = {}
+    for row in usable:
+        name, busy = str(row.predicted.topology), row.predicted.closed.utilisation
+        most[name] = max(busy, most.get(name, 0.0))
+    where = " and ".join(f"{name} up to {busy:.0%} of its rate" for name, busy in most.items())
+    return f"checked on {where} only, worst TTFT error {worst:+.0%}"
+
+
+def _lines(found: Prediction, checks: Sequence[HeldOut]) -> Iterator[str]:
     closed = found.closed
     busy = "" if isnan(closed.utilisation) else f", utilisation {closed.utilisation:.0%}"
     most = f"at most {closed.bound_per_s:.3g} req/s (limit: {closed.bottleneck})"
@@ -57,9 +84,20 @@ def _lines(found: Prediction, *, checked: bool) -> Iterator[str]:
     if found.refused:
         yield f"  {found.refused}"
         return
+    if found.simulated is not None:
+        prompts = found.simulated.requests["prompt_tokens"]
+        sizes = f"{prompts.min():,} to {prompts.max():,}"
+        yield f"  {len(prompts)} requests with prompts of {sizes} tokens"
+    unchecked = False
     for one in found.numbers:
         if not isnan(one.value):
+            checked = one.metric in CHECKED and any(
+                _covers(row, found, one.metric) for row in checks
+            )
+            unchecked |= one.metric in CHECKED and not checked
             yield f"  {_number(one)}" + "  not checked here" * (not checked)
+    if checks and unchecked:
+        yield f"  {_checked_only(checks)}"
     yield "  p99: not predicted (no check supports it)"
     if not isnan(closed.wait_s):
         yield (

@@ -18,6 +18,8 @@ from workbench.experiment.result.facts import ArmFacts
 from workbench.experiment.result.result import Result
 from workbench.experiment.result.result_file import jsonable
 from workbench.hardware import machine
+from workbench.hardware.interpreter import versions_of
+from workbench.metrics.gates.gate_effects import spoil
 from workbench.metrics.latency import succeeded
 from workbench.params.engine_args import value_of
 from workbench.params.notebooks import PdSweep, check_params
@@ -41,6 +43,10 @@ FREE = frozenset(
     )
 )
 """Parameters that a prediction may set; all others are those of the profile."""
+_LOAD = ("workload", "prompt_tokens", "output_tokens", "requests", "shared_share", "seed")
+"""Parameters of the load that are the profile's unless a prediction sets them."""
+LARGEST_TRANSFER_RESIDUAL = 0.5
+"""The same of the transfer, whose few milliseconds are a small part of TTFT."""
 LARGEST_RESIDUAL = 0.3
 """Median of |measured / fitted - 1| of prefill and decode above which there is no profile."""
 LEAST_OVERLAPS = 5
@@ -82,6 +88,9 @@ class Profile:
     step_sequences: int
     block_tokens: int
 
+    rough: str = ""
+    """What failed gates do to the times of its run."""
+
     def costs(self, resample: int = 0) -> Costs:
         """What the simulation needs: of all points for 0, else of a bootstrap resample."""
         prefill, decode, transfer = (
@@ -103,7 +112,22 @@ class Profile:
             kv_tokens=dict(self.kv_tokens),
             kv_bytes_per_token=self.kv_bytes_per_token,
             holds=connector(self.connector).store is None,
+            profiled_kv_tokens=self.decode.ranges["kv_tokens"][1],
         )
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What is wrong with every prediction from it."""
+        here = versions_of(self.versions)
+        others = [
+            f"{name} {had}, here {here.get(name, 'none')}"
+            for name, had in self.versions.items()
+            if (name in ("vllm", "torch") or name in self.connector) and had != here.get(name)
+        ]
+        found = [f"The profile's run is {self.rough}."] if self.rough else []
+        if others:
+            found.append(f"Measured with {'; '.join(others)}. Profile again.")
+        return tuple(found)
 
     def write(self, folder: Path) -> Path:
         """Write profile.json into a folder."""
@@ -125,17 +149,18 @@ class Profile:
                     f" {here[name]!r}); measure one here (example: workbench profile -p connector"
                     " nixl)"
                 )
+        kept = {name: v for name, v in self.parameters.items() if name not in FREE}
+        kept |= {name: self.parameters[name] for name in _LOAD}
+        if given.get("trace_file"):
+            del kept["requests"]  # a trace has its own number
         # Values given as text become those of their type.
-        own = {"engine": self.parameters["engine"], "connector": self.parameters["connector"]}
-        asked: PdSweep = check_params("pd_sweep", own | dict(given))
+        asked: PdSweep = check_params("pd_sweep", kept | dict(given))
         for name in given:
             wanted, had = getattr(asked, name), self.parameters.get(name)
             if name not in FREE and wanted != had:
                 raise PlanError(must_be(name, f"the profile's {had!r}", wanted, had))
         load = {name: value for name, value in given.items() if name in FREE}
-        kept = {name: v for name, v in self.parameters.items() if name not in FREE}
-        basis = {name: self.parameters[name] for name in ("output_tokens", "seed")}
-        made: PdSweep = check_params("pd_sweep", kept | basis | load)
+        made: PdSweep = check_params("pd_sweep", kept | load)
         return made
 
 
@@ -145,7 +170,7 @@ def read_profile(path: Path | str) -> Profile:
 
     path = Path(path)
     try:
-        return TypeAdapter(Profile).validate_json(path.read_bytes())
+        found = TypeAdapter(Profile).validate_json(path.read_bytes())
     except OSError as error:
         raise ResultError(
             f"{path} cannot be read: {error.strerror}; give the file of workbench profile (example:"
@@ -156,6 +181,46 @@ def read_profile(path: Path | str) -> Profile:
             f"{path} is not a profile ({error.error_count()} mistakes); workbench profile writes"
             " one (example: workbench profile -p connector nixl)"
         ) from error
+    if found.schema != SCHEMA:
+        raise ResultError(
+            f"{path} must be a profile of schema {SCHEMA}, got {found.schema}; profile again"
+            " (example: workbench profile -p connector nixl)"
+        )
+    if missing := _missing(found):
+        raise ResultError(
+            f"{path} is a damaged profile: {missing}; profile again (example: workbench profile -p"
+            " connector nixl)"
+        )
+    return found
+
+
+def _missing(profile: Profile) -> str:
+    """What a prediction needs and this profile has not; empty if it has all."""
+    roles = ("prefill", "decode", "aggregated")
+    for what, has, wants in (
+        ("parameters", profile.parameters, ("engine", "connector", *_LOAD)),
+        ("machine", profile.machine, ("cpu", "cores", "gpus", "platform")),
+        ("kv_tokens", profile.kv_tokens, roles),
+    ):
+        if absent := [name for name in wants if name not in has]:
+            return f"{what} has no {absent[0]}"
+    if unknown := profile.machine.keys() - {"cpu", "cores", "gpus", "platform"}:
+        return f"machine has an unknown {min(unknown)}"
+    for what, one, terms, inputs in (
+        ("prefill", profile.prefill, ("steps", "tokens", "pairs"), ("tokens",)),
+        ("decode", profile.decode, ("steps", "sequences", "kv_tokens"), ("batch", "kv_tokens")),
+        ("transfer", profile.transfer, ("transfers", "bytes", "others"), ("bytes", "others")),
+    ):
+        sizes = {len(one.terms), len(one.coefficients), *map(len, one.resamples)}
+        points = {len(one.measured_s), len(one.fitted_s)}
+        if not {*terms} <= {*one.terms} or not {*inputs} <= one.ranges.keys():
+            return f"its fit of {what} lacks a term or a range"
+        if len(sizes) > 1 or not one.resamples or len(points) > 1 or 0 in points:
+            return f"its fit of {what} lacks coefficients or points"
+    if not profile.overheads_s:
+        return "overheads_s is empty"
+    sizes = {profile.step_tokens, profile.step_sequences, profile.block_tokens}
+    return "a step or a block has no tokens" if min(sizes) < 1 else ""
 
 
 def profile_of(result: Result) -> Profile:
@@ -165,6 +230,12 @@ def profile_of(result: Result) -> Profile:
     """
     run = result.run
     arm = _arm(result)
+    spoiled = spoil(run.failed_gates, "times", arms={arm.label})
+    if spoiled.struck:
+        raise ResultError(
+            f"{run.run_id} gives no profile: its times are {spoiled.said}; measure again (example:"
+            " workbench profile -p connector nixl)"
+        )
     bytes_per_token = run.engine.kv_bytes_per_token
     if not bytes_per_token:
         raise ResultError(f"{run.run_id} has no KV bytes per token of its model")
@@ -184,11 +255,16 @@ def profile_of(result: Result) -> Profile:
         ["prompt_tokens", "front_s", "handoff_s", "decode_server_s", "stream_s"]
     ]
     decode = _decode(rows, run.run_id)
-    for what, one in (("prefill", prefill), ("decode", decode)):
-        if one.residual > LARGEST_RESIDUAL:
+    transfer = _transfer(cold, decode, bytes_per_token)
+    for what, one, limit in (
+        ("prefill", prefill, LARGEST_RESIDUAL),
+        ("decode", decode, LARGEST_RESIDUAL),
+        ("transfer", transfer, LARGEST_TRANSFER_RESIDUAL),
+    ):
+        if one.residual > limit:
             raise ResultError(
                 f"{run.run_id} gives no profile: its {what} times differ from the fit by"
-                f" {one.residual:.0%} in the median, limit {LARGEST_RESIDUAL:.0%}; measure again on"
+                f" {one.residual:.0%} in the median, limit {limit:.0%}; measure again on"
                 " an idle machine (example: workbench profile -p requests 48)"
             )
     return Profile(
@@ -201,7 +277,7 @@ def profile_of(result: Result) -> Profile:
         connector=arm.connector,
         prefill=prefill,
         decode=decode,
-        transfer=_transfer(cold, decode, bytes_per_token),
+        transfer=transfer,
         overheads_s=tuple(map(tuple, parts.round(6).to_numpy(float).tolist())),
         lone_ttft_s=(ends[0], ends[1]),
         kv_tokens=_kv_tokens(result, bytes_per_token),
@@ -209,6 +285,7 @@ def profile_of(result: Result) -> Profile:
         step_tokens=step_tokens,
         step_sequences=_argument(arm, "--max-num-seqs", _STEP_SEQUENCES),
         block_tokens=_argument(arm, "--block-size", 16 if run.machine["gpus"] else 128),
+        rough=spoiled.said,
     )
 
 

@@ -48,6 +48,12 @@ class Simulated:
     """A row per request: index, sent_s, the parts of its TTFT, ttft_s, tpot_s, e2e_s."""
     batch_s: dict[int, float]
     """Time by decode batch, over all instances."""
+    kv_above_s: float
+    """Decode time with more KV tokens in the batch than were profiled."""
+    most_kv: int
+    """The most KV tokens of a decode batch."""
+    beside: dict[int, int]
+    """Transfers by how many others ran to the same instance when they began."""
     preemptions: int
     stuck: int
     """Requests that never ended: they do not fit the KV space."""
@@ -173,13 +179,19 @@ def simulate(topology: Topology, load: Load, costs: Costs) -> Simulated:
         }
     )
     batch_s: dict[int, float] = {}
+    beside: dict[int, int] = {}
     for instance in run.backs:
+        for others, transfers in instance.beside.items():
+            beside[others] = beside.get(others, 0) + transfers
         for batch, took_s in instance.decode_s.items():
             batch_s[batch] = batch_s.get(batch, 0.0) + took_s
     everyone = [one for group in run.instances.values() for one in group]
     return Simulated(
         requests=requests,
         batch_s=batch_s,
+        kv_above_s=sum(one.kv_above_s for one in run.backs),
+        most_kv=max(one.most_kv for one in run.backs),
+        beside=beside,
         preemptions=sum(one.preemptions for one in everyone),
         stuck=int(np.isnan(last).sum()),
     )  # fmt: skip
