@@ -214,6 +214,7 @@ def test_for_scripts_standard_output_is_one_line_of_json(executed, tmp_path, cap
     assert summary["headline"] == "A warm KV store cuts TTFT"
     assert (summary["exit_status"], summary["problem"], summary["reused"]) == (0, "", False)
     assert summary["numbers"][0]["low"] == 16.0
+    assert summary["numbers"][0]["spoilt"] == ""
     assert summary["gates_passed"] == 1
     assert [gate["name"] for gate in summary["gates_not_passed"]] == ["client kept up"]
     assert json.loads(Path(summary["result"]).read_text())["status"] == "success"

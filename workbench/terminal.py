@@ -99,6 +99,10 @@ def summary_of_all(runs: Sequence[NotebookRun], index: Path | None) -> str:
     return json.dumps(content, ensure_ascii=False, allow_nan=False)
 
 
+_NUMBER = ("label", "value", "unit", "low", "high", "spoilt")
+"""Of a key number; `spoilt` is what failed gates do to it."""
+
+
 def _summary(run: NotebookRun) -> dict[str, Any]:
     facts = run.facts
     gates = facts.gates if facts else ()
@@ -110,7 +114,7 @@ def _summary(run: NotebookRun) -> dict[str, Any]:
             "outcome": run.outcome.word,
             "headline": run.headline,
             "numbers": [
-                {key: getattr(card, key) for key in ("label", "value", "unit", "low", "high")}
+                {key: getattr(card, key) for key in _NUMBER}
                 for card in (facts.numbers if facts else ())
             ],
             "targets": facts.targets if facts else (),

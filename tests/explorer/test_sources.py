@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -6,6 +8,7 @@ import workbench as wb
 from workbench.errors import ParameterError, ResultError
 from workbench.experiment.result.result import Result
 from workbench.explorer.sources import LogFiles, source_of, what_is
+from workbench.metrics.gates.gate import Gate
 
 
 def test_the_rows_of_a_run_are_its_successful_requests(recorded):
@@ -27,6 +30,29 @@ def test_failed_requests_are_counted_and_not_drawn(recorded, tmp_path):
     assert source.note == "Failed requests are not drawn (1)."
 
 
+def test_a_run_with_failed_gates_says_so_with_what_they_take_away(recorded):
+    failed = Gate(name="no failures", outcome="FAIL", sentence="2 requests failed.")
+    said = source_of(replace(recorded, run=replace(recorded.run, gates=(failed,)))).note
+    assert said.startswith("Gates failed: requests failed: do not use")
+    assert said.endswith("2 requests failed.")
+    void = replace(recorded.run, gates=(failed,), unproven="1p1d is faster")
+    assert source_of(replace(recorded, run=void)).note.startswith("Not valid: ")
+    assert source_of(replace(recorded, run=replace(void, status="failed"))).note == (
+        "Run failed: The run ended with an error. 2 requests failed."
+    )
+
+
+def test_a_log_needs_no_suffix(log, recorded, tmp_path):
+    bare = tmp_path / "lmcache"
+    bare.write_bytes(log.read_bytes())
+    (found,) = what_is(str(bare), None)
+    assert isinstance(found, LogFiles) and found.paths == (bare,)
+    folder = tmp_path / "run.1"
+    folder.symlink_to(recorded.folder)
+    (found,) = what_is(folder, None)
+    assert isinstance(found, Result)
+
+
 def test_the_rows_of_a_log_are_its_lookups(log):
     source = source_of(*what_is(str(log), None))
     assert source.what == "lookups" and source.title == "lmcache.log"
@@ -38,8 +64,6 @@ def test_the_rows_of_a_log_are_its_lookups(log):
 
 def test_an_analysis_of_a_log_is_explored_as_the_log(log, recorded):
     facts = pd.Series(recorded.run.parameters).to_dict() | {"log_file": str(log)}
-    from dataclasses import replace
-
     read = replace(recorded, run=replace(recorded.run, parameters=facts))
     (found,) = what_is(read, None)
     assert isinstance(found, LogFiles) and found.paths == (log,)

@@ -140,6 +140,18 @@ def test_the_stack_has_roles_replicas_and_load(run):
     assert {part["replica_id"] for part in seen} == {"prefill-0", "decode-0", "decode-1"}
 
 
+def test_labels_that_differ_only_in_signs_or_letters_of_others_have_own_files(run):
+    rows = run.frames["requests"]
+    rows = rows[rows["arm"].eq("1p2d lmcache") & rows["pass"].eq("cold")]
+    labels = ["模型甲, 1p2d", "模型乙, 1p2d", "m (1p2d)", "m [1p2d]", "M 1p2d", "m 1p2d 2"]
+    frame = pd.concat([rows.assign(arm=label) for label in labels])
+    made = list(benchmark_reports(replace(run, frames=run.frames | {"requests": frame})))
+    names = [name for name, _ in made]
+    assert names[:2] == ["模型甲-1p2d-cold", "模型乙-1p2d-cold"]
+    assert len({name.casefold() for name in names}) == len(labels)
+    assert len({report["run"]["uid"] for _, report in made}) == len(labels)
+
+
 def test_what_a_failed_gate_takes_away_is_left_out_and_named(run):
     gate = Gate(name="no value is impossible", outcome="FAIL", sentence="No.", next_step="Stop")
     report = reports(run, gates=(gate,))["1p2d-lmcache-cold"]

@@ -93,6 +93,21 @@ def test_with_an_address_every_file_of_the_note_has_it(whole, tmp_path):
     assert all(link.startswith(f"{base}/") for link in links)
 
 
+def test_an_address_with_a_space_or_bracket_stays_one(whole, tmp_path):
+    soup = shown(written(tmp_path, whole, image_base="https://example.org/a b(1)/50%25"))
+    links = [part.get("src") or part["href"] for part in soup(["img", "a"])]
+    assert links
+    assert all(link.startswith("https://example.org/a%20b%281%29/50%25/") for link in links)
+
+
+def test_a_struck_number_without_an_interval_keeps_its_columns(whole, result, tmp_path):
+    card = result["numbers"][0] | {"low": None, "high": None, "spoilt": "struck"}
+    card |= {"note": "not valid"}
+    whole.cells[1] = cell("result", {MIME: result | {"numbers": [card]}})
+    line = f"| ~~18.1x~~ |  | {card['label']} | not valid |"
+    assert line in written(tmp_path, whole).read_text()
+
+
 def test_a_later_note_leaves_no_file_of_an_earlier_one(whole, tmp_path):
     note = written(tmp_path, whole)
     keep = note.parent / "images" / "my-own.png"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from math import nan
 from pathlib import Path
 
@@ -7,8 +8,13 @@ import openpyxl
 import pandas as pd
 import pytest
 
+from tests.experiment.result.test_point_tables import RUN
+from tests.golden.replay import RECORDINGS
+from workbench.experiment.result import result_file
+from workbench.experiment.result.facts import RateRow
 from workbench.experiment.result.result import Result
 from workbench.exports.sheets import save_tables, tables_of
+from workbench.metrics.latency import latencies
 
 ROW = {
     "arm": "1p4d", "topology": "1p4d", "connector": "lmcache", "pass": "cold", "n_requests": 30,
@@ -64,6 +70,68 @@ def test_rows_that_a_failed_gate_takes_away_say_so(result, sweep):
     assert tables["comparisons"]["use"][0].startswith("do not use: ")
     assert "use" not in tables["machine"]
     assert "use" not in tables_of(result_with(result, **sweep))["comparisons"]
+
+
+LATE = {"name": "client kept up", "outcome": "FAIL", "sentence": "Late."}
+"""It takes away tails; times are rough, ratios doubtful, counts as they are."""
+
+
+def test_use_says_what_the_page_says_by_table_and_row(result, sweep):
+    def card(kind):
+        return {"label": "n", "value": 1.0, "low": 0.9, "high": 1.1, "rests_on": kind}
+
+    rates = dict.fromkeys(RateRow.__dataclass_fields__, 1.0) | {"n_requests": 9, "n_rounds": 1}
+    search = {"met_per_s": 1.0, "missed_per_s": 2.0, "resolved": True, "reason": ""}
+    facts = {
+        "rates": [rates | {"arm": "1p4d"}], "searches": [search | {"arm": "1p4d"}],
+        "numbers": [card("tails"), card("times"), card("ratios"), card("counts"), card("")],
+        "sentences": ["1p4d keeps up."], "files": {"requests": "requests.parquet"},
+        "launches_s": [3.0],
+    }  # fmt: skip
+    tables = tables_of(result_with(result, **sweep, **facts, gates=[LATE]))
+    why = "client did not keep up"
+    assert list(tables["numbers"]["use"]) == [
+        f"do not use: {why}", f"rough: {why}", f"use with caution: {why}", "", "",
+    ]  # fmt: skip
+    assert tables["rates"]["use"][0] == tables["searches"]["use"][0] == f"rough: {why}"
+    assert tables["comparisons"]["use"][0] == f"use with caution: {why}"
+    text = "sentences files launches_s workload engine".split()
+    assert not [name for name in text if name in tables and "use" in tables[name]]
+
+
+def test_points_and_decisions_are_times(result):
+    facts = result_file.jsonable(replace(RUN, gates=()))
+    own = {name: facts[name] for name in ("points", "decisions", "energy", "parameters")}
+    tables = tables_of(result_with(result, **own, gates=[LATE]))
+    for name in ("points", "decisions", "energy"):
+        assert tables[name]["use"][0] == "rough: client did not keep up"
+    heads = set(tables["points"]) | set(tables["energy"])
+    assert heads >= {
+        "user value (tokens/s)", "gpu low (tokens/s)", "energy value (J/output token)",
+        "output cost value (USD per million output tokens)", "power (W)",
+        "total cost high (USD per million tokens)", "joules (J)", "seconds (s)", "idle (W)",
+    }  # fmt: skip
+    assert "user tps n" in heads  # a count has no unit
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    rows = pd.read_parquet(RECORDINGS / "pd_sweep" / "requests.parquet")
+    return rows if "ttft_s" in rows else rows.assign(**latencies(rows))
+
+
+def test_percentiles_are_tails_from_p99_on_or_between_tokens(result, recorded):
+    shown = replace(result_with(result, gates=[LATE]), frames={"requests": recorded})
+    found = tables_of(shown)["percentiles"]
+    tails = found["quantile"].ge(0.99) | found["metric"].eq("icl_s")
+    assert tails.any() and not tails.all()
+    assert found["use"].str.startswith("do not use").eq(tails).all()
+
+
+def test_a_run_folder_without_legs_has_every_table_but_the_waterfall(result, recorded, tmp_path):
+    shown = replace(result_with(result), frames={"requests": recorded}, folder=tmp_path)
+    tables = tables_of(shown)
+    assert "percentiles" in tables and "waterfall" not in tables
 
 
 def test_files_hold_the_same_numbers_as_numbers(result, sweep, tmp_path):

@@ -190,6 +190,14 @@ def test_equal_runs_have_a_line_over_time_and_others_have_none(tmp_path, result)
     assert len(chart.select(".new")) == 1
 
 
+def test_a_copied_folder_is_no_second_run(tmp_path, result):
+    for name, day in (("one", 1), ("copy", 1), ("two", 2)):
+        add(tmp_path, name, run_of(result, day, 15.0 + day))
+    (chart,) = soup_of(tmp_path).select(".over-time")
+    assert "2 runs" in chart.figcaption.text
+    assert len(chart.select("circle")) == 2
+
+
 def test_a_result_that_a_rerun_replaced_is_a_point_too(tmp_path, result):
     add(tmp_path, "one", run_of(result, 2, 16.0))
     earlier = tmp_path / "pd_sweep" / "one" / "earlier"

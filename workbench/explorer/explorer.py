@@ -286,7 +286,10 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         self._busy = False
         source = self.sides[0].source
         drawn, total = (sum(count[i] for count in counts) for i in (0, 1))
-        notes = [drawn_note(drawn, total, source.what), *(s.source.note for s in self.sides)]
+        notes = [drawn_note(drawn, total, source.what)]
+        for name, side in zip(_SIDES, self.sides, strict=False):
+            if side.source.note:
+                notes.append(f"{name}: " * (len(self.sides) > 1) + side.source.note)
         self.note.value = f"<p>{escape(' '.join(filter(None, notes)))}</p>"
         self.clear.disabled = all(side.brushed is None for side in self.sides)
         self.selection.value = self._summary()

@@ -16,6 +16,7 @@ from workbench.experiment.result.result import Result, load_result
 from workbench.explorer.one_request import lookup_page, request_page
 from workbench.metrics.lmcache_log.log_summary import LogSummary, read_log
 from workbench.report import figures
+from workbench.report.outcome import outcome_of
 
 _KEYS = ("arm", "round", "pass", "index", "request_id")
 _REQUEST = (
@@ -62,7 +63,7 @@ class Source:
     page: Callable[[int], str]
     """Everything about one row, as HTML."""
     note: str = ""
-    """Rows that are not drawn."""
+    """Why the rows may not be used, and how many are not drawn."""
 
 
 def what_is(
@@ -110,9 +111,10 @@ def without_requests(result: Result) -> str:
 
 
 def _is_run(one: Any) -> bool:
-    return isinstance(one, str | Path) and (
-        Path(one).is_dir() or Path(one).name == "result.json" or not Path(one).suffix
-    )
+    if not isinstance(one, str | Path):
+        return False
+    path = Path(one)
+    return path.name == "result.json" or not (path.is_file() or (path.suffix and not path.is_dir()))
 
 
 def _said(one: Any) -> str:
@@ -137,6 +139,7 @@ def _requests(result: Result) -> Source:
     rows = _read(result)
     ok = rows["error"].fillna("").eq("") & rows["ttft_s"].notna()
     failed = int((~ok).sum())
+    left_out = f"{failed:,} failed requests are not drawn." if failed else ""
     rows = rows[ok].reset_index(drop=True)
     began = rows.groupby(["arm", "round", "pass"], sort=False)["sent_s"].transform("min")
     cached = rows["cached_tokens"].astype(float).where(rows["cached_tokens"] >= 0)
@@ -162,8 +165,18 @@ def _requests(result: Result) -> Source:
         share_label="cached share of the prompt, %",
         name=name,
         page=lambda position: request_page(result, keys.iloc[position]),
-        note=f"Failed requests are not drawn ({failed:,})." if failed else "",
+        note=" ".join(filter(None, (_unsure(result), left_out))),
     )
+
+
+def _unsure(result: Result) -> str:
+    """How the run ended, and what its failed gates take away; empty if it ended and none failed."""
+    outcome = outcome_of(result.run)
+    if not result.run.failed_gates and result.run.status == "success":
+        return ""
+    said = f"{outcome.word.capitalize()}: {outcome.why}"
+    failed = [gate.sentence for gate in result.run.gates if gate.outcome == "FAIL"]
+    return " ".join((said, *failed))
 
 
 def _read(result: Result) -> pd.DataFrame:

@@ -80,16 +80,22 @@ def benchmark_reports(result: Result) -> Iterator[tuple[str, dict[str, Any]]]:
     """The reports of a run with a name for each, such as `1p4d-lmcache-cold`."""
     requests = result.frames["requests"]
     keys = [name for name in ("arm", "pass", "rate_per_s") if name in requests]
+    taken: set[str] = set()
     for values, rows in requests.groupby(keys, sort=False, dropna=False):
         arm, cache_state, *rates = map(str, values)
         rate = float(rates[0]) if rates else 0.0
         words = [arm, cache_state, *([f"{rate:g} per s"] if rate > 0 else [])]
-        name = re.sub(r"[^a-zA-Z0-9.]+", "-", " ".join(words)).strip("-")
-        yield name, _report(result, rows, arm, cache_state, rate, name)
+        label = " ".join(words)
+        name = re.sub(r"[^\w.]+", "-", label).strip("-") or "report"
+        # Labels may differ only in what a file name leaves out.
+        numbered = (name, *(f"{name}-{number}" for number in range(2, len(taken) + 3)))
+        name = next(each for each in numbered if each.casefold() not in taken)
+        taken.add(name.casefold())
+        yield name, _report(result, rows, arm, cache_state, rate, label)
 
 
 def _report(
-    result: Result, rows: pd.DataFrame, arm: str, cache_state: str, rate: float, name: str
+    result: Result, rows: pd.DataFrame, arm: str, cache_state: str, rate: float, label: str
 ) -> dict[str, Any]:
     run = result.run
     facts = next((each for each in run.arms if each.label == arm), ArmFacts(label=arm))
@@ -101,7 +107,7 @@ def _report(
     whole: dict[str, Any] = {
         "version": VERSION,
         "run": {
-            "uid": str(uuid5(NAMESPACE_URL, f"{run.run_id} {run.started_at} {name}")),
+            "uid": str(uuid5(NAMESPACE_URL, f"{run.run_id} {run.started_at} {label}")),
             "eid": f"{run.run_id} {run.started_at}",
             "time": _time(run, arm, cache_state),
             "description": f"workbench {run.notebook}: {arm}, {cache_state} pass",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 from bs4 import BeautifulSoup, Tag
 
@@ -25,6 +26,8 @@ NOTE = "report.md"
 TEXTS = "text"
 _LONG_TEXT_LINES = 12
 _ONLY_IN_A_BROWSER = "script, style, nav, button, details.code, .where, .tools"
+_IN_AN_ADDRESS = "/:?#[]@!$&'*+,;=%~"
+"""Kept as they are; Markdown would end an address at a space, bracket or quote mark."""
 _STYLED = re.compile(r"([^{}]+)\{([^{}]*)\}")
 
 
@@ -58,7 +61,7 @@ def write_note(path: str | Path, *, image_base: str = "") -> Path:
     if found.result is not None:
         _add_files(page, save_tables(found.result, folder, near=source))
     if image_base:
-        _make_absolute(page, image_base.rstrip("/"))
+        _make_absolute(page, quote(image_base.rstrip("/"), safe=_IN_AN_ADDRESS))
     target = folder / NOTE
     target.write_text(markdown(page), encoding="utf-8")
     return target
@@ -119,8 +122,7 @@ def _card_row(card: Tag) -> Tag:
     texts = [" ".join(part.get_text().split()) if part else "" for part in parts]
     cells: list[str | Tag] = [tag("b", texts[0]), *texts[1:]]
     if struck:
-        cells[:2] = [tag("s", texts[0]), tag("s", texts[1])] if texts[1] else [tag("s", texts[0])]
-        cells += [""] * (len(parts) - len(cells))
+        cells[:2] = [tag("s", texts[0]), tag("s", texts[1]) if texts[1] else ""]
     return tag("tr", *(tag("td", cell) for cell in cells))
 
 

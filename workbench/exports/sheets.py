@@ -8,13 +8,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench.errors import ResultError
 from workbench.experiment.result.result import Result
 from workbench.metrics.gates.gate_effects import spoil
 from workbench.metrics.gates.gate_table import KINDS, Kind
 from workbench.metrics.waterfall.waterfall import summarise
+from workbench.params.price import Price
 from workbench.report.outcome import with_frames
 
 if TYPE_CHECKING:
@@ -24,29 +27,52 @@ FOLDER = "tables"
 BOOK = "report.xlsx"
 _SHOWS: Mapping[str, tuple[Kind, ...]] = {
     "summary": ("times",),
-    "percentiles": ("times", "tails"),
     "waterfall": ("times",),
     "comparisons": ("ratios",),
+    "targets": ("ratios",),
+    "ratios": ("ratios",),
     "sizes": ("ratios",),
+    "links": ("times", "ratios"),
     "rates": ("times",),
     "searches": ("times",),
+    "points": ("times",),
+    "decisions": ("times",),
+    "energy": ("times",),
     "token_sources": ("counts",),
     "ledger": ("counts",),
     "store_tiers": ("counts",),
 }
-"""The kinds of number in a table; one that is not listed may have any."""
-_PLAIN = frozenset(
-    "about arms client doubts gates hosts limits machine parameters sessions".split()
-)
-"""Tables without a number that a failed gate could take away."""
+"""The kinds of number in a table; `_kinds` knows those that differ by row."""
+_PLAIN = frozenset((
+    *"about arms client clocks doubts engine explained files gates hosts launches".split(),
+    *"launches_s limits machine models parameters pass_times platforms questions".split(),
+    *"sentences sessions time_spent workload".split(),
+))  # fmt: skip
+"""Tables without a number that a failed gate could take away; sentences say it themselves."""
 _USE = {"struck": "do not use", "rough": "rough", "doubt": "use with caution", "": ""}
 _UNITS = {
     "per_s": "1/s", "gbit_s": "Gbit/s", "tps": "tokens/s", "ms": "ms", "s": "s", "gb": "GB",
-    "bytes": "bytes", "tokens": "tokens", "pct": "%",
+    "bytes": "bytes", "tokens": "tokens", "pct": "%", "w": "W",
 }  # fmt: skip
 """Units by the end of a field's name, longest first."""
-_IN_SECONDS = frozenset({("links", "transfer"), ("links", "value"), ("links", "baseline")})
-"""Estimates whose field does not name its unit."""
+_UNNAMED = {
+    ("links", "transfer"): "s",
+    ("links", "value"): "s",
+    ("links", "baseline"): "s",
+    ("links", "gbit_low"): "Gbit/s",
+    ("links", "gbit_high"): "Gbit/s",
+    ("energy", "joules"): "J",
+    ("energy", "seconds"): "s",
+    ("points", "energy"): "J/output token",
+    ("points", "energy_above_idle"): "J/output token",
+    ("points", "output_cost"): "{currency} per million output tokens",
+    ("points", "total_cost"): "{currency} per million tokens",
+}
+"""Units of numbers whose field does not name it."""
+_ENDS = ("value", "low", "high")
+"""Of an estimate: these have its unit."""
+_TAIL_FROM = 0.99
+"""Quantiles from here on are tails."""
 _NOT_IN_A_SHEET = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
 
@@ -86,11 +112,14 @@ def tables_of(result: Result) -> dict[str, pd.DataFrame]:
         found["summary"] = _by_metric(found["summary"], "estimate.value")
     if "requests" in result.frames:
         found["percentiles"] = result.percentiles
-        found["waterfall"] = summarise(result.waterfall()).rename(
-            columns={"median": "median_s", "low": "low_s", "high": "high_s"}
-        )
+        with suppress(ResultError):  # without legs there is no waterfall, but all else
+            found["waterfall"] = summarise(result.waterfall()).rename(
+                columns={"median": "median_s", "low": "low_s", "high": "high_s"}
+            )
+    price = Price.parse(str(result.run.parameters.get("gpu_hour_price") or ""))
+    currency = price.currency if price else ""
     return {
-        name: _with_units(name, _with_use(name, frame, result)).map(_cell)
+        name: _with_units(name, _with_use(name, frame, result), currency).map(_cell)
         for name, frame in found.items()
         if len(frame)
     }
@@ -128,33 +157,46 @@ def _with_use(name: str, frame: pd.DataFrame, result: Result) -> pd.DataFrame:
     failed = result.run.failed_gates
     if not failed or name in _PLAIN:
         return frame
-    kinds = _SHOWS.get(name, tuple(KINDS))
 
     def use(row: Mapping[Any, Any]) -> str:
         arms, passes = (
             {str(row[key]) for key in (what, f"baseline_{what}") if row.get(key)}
-            for what in ("arm", "pass")
+            | {*(row.get(plural) or ())}
+            for what, plural in (("arm", "arms"), ("pass", "passes"))
         )
-        does = spoil(failed, *kinds, arms=arms, passes=passes)
+        low = row.get("ratio.low", row.get("low", 0.0))
+        interval = low is not None and low == low
+        does = spoil(failed, *_kinds(name, row), arms=arms, passes=passes, interval=interval)
         return f"{_USE[does.effect]}: {does.why}" if does.effect else ""
 
     return frame.assign(use=[use(row) for row in frame.to_dict("records")])
 
 
-def _with_units(table: str, frame: pd.DataFrame) -> pd.DataFrame:
-    return frame.rename(columns={name: _header(table, str(name)) for name in frame})
+def _kinds(table: str, row: Mapping[Any, Any]) -> tuple[Kind, ...]:
+    """The kinds of number in a row, as the page has them."""
+    if table == "numbers":
+        return (row["rests_on"],) if row.get("rests_on") else ()
+    if table == "percentiles":
+        tail = row["quantile"] >= _TAIL_FROM or row["metric"] == "icl_s"
+        return ("times", "tails") if tail else ("times",)
+    return _SHOWS.get(table, tuple(KINDS))
 
 
-def _header(table: str, name: str) -> str:
-    """`ttft_median_s` as `ttft median (s)`."""
+def _with_units(table: str, frame: pd.DataFrame, currency: str) -> pd.DataFrame:
+    return frame.rename(columns={name: _header(table, str(name), currency) for name in frame})
+
+
+def _header(table: str, name: str, currency: str) -> str:
+    """`ttft_median_s` as `ttft median (s)`, `user_tps.value` as `user value (tokens/s)`."""
     stem, _, last = name.partition(".")
-    for end, unit in _UNITS.items():
-        if name != end and name.endswith(f"_{end}"):
-            return f"{name.removesuffix(f'_{end}').replace('_', ' ').replace('.', ' ')} ({unit})"
-    said = name.replace("_", " ").replace(".", " ")
-    if (table, stem) in _IN_SECONDS and last in ("value", "low", "high"):
-        return f"{said} (s)"
-    return said
+    if last not in _ENDS:
+        stem, last = name, ""
+    unit = _UNNAMED.get((table, stem), "").format(currency=currency).strip()
+    for end, known in _UNITS.items():
+        if not unit and stem != end and stem.endswith(f"_{end}"):
+            stem, unit = stem.removesuffix(f"_{end}"), known
+    said = f"{stem} {last}".strip().replace("_", " ").replace(".", " ")
+    return f"{said} ({unit})" if unit else said
 
 
 def _cell(value: Any) -> Any:

@@ -23,7 +23,7 @@ def row(rate, achieved, ttft_s, **given):
 
 
 ROWS = [row(2, 1.8, 0.04), row(8, 5.0, 0.4), row(20, 4.8, 2.0)]
-ANSWER = Answer(met_per_s=2, missed_per_s=2.4, resolved=True, reason="")
+ANSWER = Answer(met_per_s=2, missed_per_s=8, resolved=True, reason="")
 SWEEP = Rates(given=(2, 8, 20), limits=Limits(ttft_s=0.5))
 
 
@@ -35,7 +35,7 @@ def test_a_sweep_is_told_by_its_top_and_by_ttft_at_both_ends():
         "req/s",
     )
     assert ended.note == "with 7.2 req/s offered; 2 rounds"
-    assert (slow.label, slow.value) == ("Median TTFT at 2 req/s, 1p1d", 40)
+    assert (slow.label, slow.value) == ("Median TTFT at 1.8 req/s, 1p1d", 40)
     assert (fast.value, fast.low, fast.high) == pytest.approx((2000, 1800, 2200))
     easy = rate_cards(SWEEP, [row(2, 1.8, 0.04), row(8, 7.5, 0.05)], {})[0]
     assert (easy.label, easy.value) == ("Highest offered rate, 1p1d", 7.2)
@@ -46,8 +46,8 @@ def test_a_sweep_is_told_by_its_top_and_by_ttft_at_both_ends():
 
 def test_a_resolved_search_is_told_by_its_answer_and_another_is_not():
     card = rate_cards(SWEEP, ROWS, {"1p1d": ANSWER})[0]
-    assert (card.label, card.value) == ("Highest rate within the limits, 1p1d", 2)
-    assert card.note == "TTFT at most 500 ms; missed at 2.4 req/s"
+    assert (card.label, card.value) == ("Highest rate within the limits, 1p1d", 1.8)
+    assert card.note == "TTFT at most 500 ms; missed at 7.2 req/s"
     card = rate_cards(SWEEP, ROWS, {"1p1d": replace(ANSWER, resolved=False, reason="few")})[0]
     assert card.label == "Peak throughput, 1p1d"
 
@@ -57,7 +57,7 @@ def test_a_resolved_search_is_told_by_its_answer_and_another_is_not():
     [
         (ROWS, None, "1p1d: throughput peaked at 5 req/s with 7.2 req/s offered"),
         (ROWS[:1], None, "1p1d: throughput matched every rate up to 1.8 req/s"),
-        (ROWS, ANSWER, "1p1d: the highest rate within the limits is 2 req/s"),
+        (ROWS, ANSWER, "1p1d: the highest rate within the limits is 1.8 req/s"),
         (
             ROWS,
             replace(ANSWER, resolved=False),

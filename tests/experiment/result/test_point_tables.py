@@ -11,9 +11,11 @@ from workbench.experiment.result.facts import DecisionRow, EnergyRow, PointRow, 
 from workbench.experiment.result.point_tables import (
     decision_lines,
     decision_table,
+    load_text,
     point_frame,
     point_table,
 )
+from workbench.metrics.gates.gate import Gate
 from workbench.metrics.statistics import Estimate
 
 UNKNOWN = Estimate(value=nan, low=nan, high=nan, n=0, note="no price given")
@@ -134,3 +136,20 @@ def test_the_sentences_are_decision_notes_and_power():
         "Power was measured for GPU 0.",
     ]
     assert decision_lines(replace(run, decision="", power="", decisions=())) == []
+
+
+def test_a_note_about_a_void_arm_says_so():
+    failed = Gate(name="no failures", outcome="FAIL", sentence="Two", arms=("1p1d lmcache",))
+    other = replace(DECIDED, arm="2a", note="few requests")
+    rows = (replace(DECIDED, note="few requests"), other)
+    assert decision_lines(replace(RUN, decisions=rows, gates=(failed,)))[1:3] == [
+        "Not valid (requests failed): 1p1d lmcache: few requests.",
+        "2a: few requests.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("load", "said"), [(4.0, "4"), (52.314, "52.3"), (0.5, "0.5"), (100, "100"), (1234, "1,234")]
+)
+def test_a_load_has_three_digits(load, said):
+    assert load_text(load) == said

@@ -45,7 +45,6 @@ from workbench.experiment.findings.sentences import (
     cards,
     scope,
     sentences,
-    told,
     told_once,
 )
 from workbench.experiment.findings.size_findings import (
@@ -76,6 +75,7 @@ from workbench.metrics.gates.gate_effects import (
     failed_gates,
     gate_doubts,
     spoil,
+    told,
     touching,
 )
 from workbench.metrics.latency import succeeded
@@ -228,7 +228,7 @@ def conclude(
         links=known,
         points=points,
         decisions=decisions,
-        decision=decision_sentence(plan, decisions),
+        decision=decision_sentence(plan, decisions, failed),
         power=power_sentence(facts.energy, unmetered or {}),
         searches=tuple(SearchRow(arm=arm, **asdict(each)) for arm, each in answered.items()),
         summary=summary,

@@ -11,6 +11,7 @@ from workbench.experiment.findings.sentences import count, marked, percent
 from workbench.experiment.plan.rates import Rates
 from workbench.experiment.plan.search import Answer, Limits
 from workbench.experiment.result.facts import Card, RateRow
+from workbench.experiment.result.point_tables import load_text
 from workbench.metrics.gates.gate_effects import Failed
 from workbench.metrics.statistics import quantile
 
@@ -30,7 +31,7 @@ def rate_rows(rates: Rates | None, requests: pd.DataFrame) -> tuple[RateRow, ...
         for point in sorted(rates.points(requests, arm), key=lambda point: point.rate_per_s):
             group = mine[mine["rate_per_s"] == point.rate_per_s]
             by_round = [part for _, part in group.groupby("round")]
-            achieved_per_s = _median_per_s(
+            achieved_per_s = median_per_s(
                 [stamps[-1] for stamps in part["chunk_s"] if len(stamps)] for part in by_round
             )
             ttft = quantile(group["ttft_s"], 0.5)
@@ -44,7 +45,7 @@ def rate_rows(rates: Rates | None, requests: pd.DataFrame) -> tuple[RateRow, ...
                     share=point.share,
                     share_low=low,
                     share_high=high,
-                    offered_per_s=_median_per_s(part["scheduled_s"] for part in by_round),
+                    offered_per_s=median_per_s(part["scheduled_s"] for part in by_round),
                     achieved_per_s=achieved_per_s,
                     goodput_per_s=point.share * achieved_per_s,
                     ttft_s=ttft.value,
@@ -57,7 +58,12 @@ def rate_rows(rates: Rates | None, requests: pd.DataFrame) -> tuple[RateRow, ...
     return tuple(rows)
 
 
-def _median_per_s(rounds: Iterable[Iterable[float]]) -> float:
+def sent_per_s(row: RateRow) -> float:
+    """The rate that was sent; the requested one where a round has too few requests to know it."""
+    return row.rate_per_s if isnan(row.offered_per_s) else row.offered_per_s
+
+
+def median_per_s(rounds: Iterable[Iterable[float]]) -> float:
     """Events per second, from a round's first to its last; NaN where no round has two of them."""
     rates = []
     for times_s in map(sorted, rounds):
@@ -90,10 +96,11 @@ def rate_headline(rows: Sequence[RateRow], found: Mapping[str, Answer]) -> str:
     if not rows:
         return ""
     arm = rows[0].arm
-    top, kept_up = _top([row for row in rows if row.arm == arm])
+    mine = [row for row in rows if row.arm == arm]
+    top, kept_up = _top(mine)
     answer = found.get(arm)
     if answer is not None:
-        known = f"is {answer.met_per_s:g} req/s" if answer.resolved else "was not resolved"
+        known = f"is {_sent(answer.met_per_s, mine)}" if answer.resolved else "was not resolved"
         return f"{arm}: the highest rate within the limits {known}"
     if kept_up:
         return f"{arm}: throughput matched every rate up to {top.offered_per_s:.3g} req/s"
@@ -109,7 +116,7 @@ def reached(rows: Sequence[RateRow], found: Mapping[str, Answer]) -> str:
     if not mine:
         return "not measured"
     if (answer := found.get(mine[0].arm)) is not None:
-        return f"{answer.met_per_s:g} req/s" if answer.resolved else "not resolved"
+        return _sent(answer.met_per_s, mine) if answer.resolved else "not resolved"
     top, kept_up = _top(mine)
     if kept_up:
         return f"matched {top.offered_per_s:.3g} req/s"
@@ -157,18 +164,25 @@ def _found(limits: Limits, answer: Answer, rows: Sequence[RateRow]) -> str:
     if not answer.resolved:
         ends = []
         if not isnan(answer.met_per_s):
-            ends.append(f"{answer.met_per_s:g} req/s met the limits")
+            ends.append(f"{_sent(answer.met_per_s, rows)} met the limits")
         if not isnan(answer.missed_per_s):
-            ends.append(f"{answer.missed_per_s:g} req/s missed the limits")
+            ends.append(f"{_sent(answer.missed_per_s, rows)} missed the limits")
         known = f". {', '.join(ends)}" if ends else ""
-        return f"the highest {wanted} is not resolved{known}. Reason: {answer.reason}"
+        why = f"Reason (rates as requested): {answer.reason}"
+        return f"the highest {wanted} is not resolved{known}. {why}"
     by_rate = {row.rate_per_s: row for row in rows}
     met, missed = (
-        f"{row.rate_per_s:g} req/s ({percent(row.share)} [{percent(row.share_low)},"
+        f"{load_text(sent_per_s(row))} req/s ({percent(row.share)} [{percent(row.share_low)},"
         f" {percent(row.share_high)}] met them)"
         for row in (by_rate[answer.met_per_s], by_rate[answer.missed_per_s])
     )
     return f"the highest tested {wanted} is {met}; the lowest that fails is {missed}"
+
+
+def _sent(requested_per_s: float, rows: Sequence[RateRow]) -> str:
+    """`52.3 req/s`: what was sent at a requested rate of a search."""
+    sent = next((sent_per_s(row) for row in rows if row.rate_per_s == requested_per_s), nan)
+    return f"{load_text(requested_per_s if isnan(sent) else sent)} req/s"
 
 
 def rate_cards(
@@ -184,7 +198,7 @@ def rate_cards(
     cards = [_rate_card(rates, mine, found.get(mine[0].arm))]
     cards += [
         Card(
-            label=f"Median TTFT at {row.rate_per_s:g} req/s, {row.arm}",
+            label=f"Median TTFT at {load_text(sent_per_s(row))} req/s, {row.arm}",
             value=1000 * row.ttft_s,
             unit="ms",
             low=1000 * row.ttft_low_s,
@@ -203,8 +217,9 @@ def _rate_card(rates: Rates, rows: Sequence[RateRow], answer: Answer | None) -> 
     top, kept_up = _top(rows)
     n_rounds = count(top.n_rounds, "round")
     if answer is not None and answer.resolved:
-        label, value = "Highest rate within the limits", answer.met_per_s
-        note = f"{rates.limits}; missed at {answer.missed_per_s:g} req/s"
+        met = next(row for row in rows if row.rate_per_s == answer.met_per_s)
+        label, value = "Highest rate within the limits", sent_per_s(met)
+        note = f"{rates.limits}; missed at {_sent(answer.missed_per_s, rows)}"
     elif kept_up:
         label, value = "Highest offered rate", top.offered_per_s
         note = f"throughput kept up; {n_rounds}"

@@ -12,8 +12,8 @@ from typing import Any, Literal, TypeVar
 
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.result.facts import Card, Comparison, SummaryRow, spoilt_note
-from workbench.metrics.gates.gate_effects import Failed, Spoil, spoil, struck_arms
-from workbench.metrics.gates.gate_table import GRADES, Kind
+from workbench.metrics.gates.gate_effects import Failed, Spoil, spoil, struck_arms, told
+from workbench.metrics.gates.gate_table import Kind
 from workbench.metrics.statistics import ROUNDS_FOR_INTERVAL, Ratio, Verdict, three_digits
 
 _RESOLVED = 1.25
@@ -287,16 +287,6 @@ def marked(cards: Iterable[Card], failed_gates: Failed) -> tuple[Card, ...]:
         ).effect
         found.append(replace(card, spoilt=effect, note=spoilt_note(effect, card.note)))
     return tuple(found)
-
-
-def told(sentence: str, does: Spoil) -> str:
-    """A sentence about numbers, led by what failed gates do to them if that is more than a doubt.
-
-    `Rough (client did not keep up): throughput peaked at 5 req/s.`
-    """
-    if does.effect not in ("struck", "rough"):
-        return sentence
-    return f"{GRADES[does.effect].capitalize()} ({does.why}): {sentence}"
 
 
 def told_once(said: Iterable[tuple[str, Spoil]]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from workbench.errors import ResultError
 from workbench.experiment.findings.headline import headline as judged
-from workbench.experiment.findings.sentences import marked, told
+from workbench.experiment.findings.sentences import marked
 from workbench.experiment.hits import served_tokens
 from workbench.experiment.hits.hit_findings import percent, ratios, tiers
 from workbench.experiment.hits.log_sentences import doubt, log_facts
@@ -30,7 +30,7 @@ from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run.run import run
 from workbench.experiment.run.run_log import Echo, OnRecord, echo_line
 from workbench.hardware import machine
-from workbench.metrics.gates.gate_effects import spoil
+from workbench.metrics.gates.gate_effects import spoil, told
 from workbench.metrics.lmcache_log.log_summary import LogSummary, read_log
 from workbench.metrics.statistics import Verdict, three_digits, verdict_of
 from workbench.params.notebooks import LMCacheHitAnalysis

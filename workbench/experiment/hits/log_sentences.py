@@ -9,13 +9,13 @@ from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from workbench.experiment.findings.headline import headline
-from workbench.experiment.findings.sentences import marked, told
+from workbench.experiment.findings.sentences import marked
 from workbench.experiment.hits.hit_findings import log_tiers, percent
 from workbench.experiment.hits.need_to_load import explained
 from workbench.experiment.hits.served_tokens import log_tokens
 from workbench.experiment.result.facts import Card, RunFacts
 from workbench.metrics.gates.gate import Gate, judge
-from workbench.metrics.gates.gate_effects import failed_gates, spoil
+from workbench.metrics.gates.gate_effects import failed_gates, spoil, told
 from workbench.metrics.lmcache_log.lines import LOOKED_FOR
 from workbench.metrics.lmcache_log.log_summary import Cause, LogDoubt, LogSummary
 from workbench.metrics.statistics import quantile

@@ -183,6 +183,7 @@ class SearchRow:
 
     arm: str
     met_per_s: Number
+    """The requested rate, as `rate_per_s` of `rates`."""
     missed_per_s: Number
     resolved: bool
     reason: str
@@ -250,7 +251,7 @@ class DecisionRow:
     load: Literal["rate", "users"]
     """What `met` counts: requests per second, or requests in flight."""
     met: Number
-    """The highest measured load within the limits; null if none was."""
+    """The highest load within the limits, a rate as it was sent; null if none was."""
     missed: Number
     """The lowest measured load that missed them; null if none did."""
     pass_name: str

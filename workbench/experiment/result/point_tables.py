@@ -7,6 +7,7 @@ from math import isnan
 from typing import TYPE_CHECKING
 
 from workbench.experiment.result.facts import DecisionRow, PointRow, RunFacts
+from workbench.metrics.gates.gate_effects import spoil, told
 from workbench.metrics.statistics import Estimate, three_digits
 from workbench.params.price import Price
 
@@ -89,17 +90,30 @@ def decision_table(run: RunFacts) -> pd.DataFrame:
 
 def decision_lines(run: RunFacts) -> list[str]:
     """The decision in sentences: what each arm serves, why it is not known better, and power."""
-    notes = [f"{row.arm}: {row.note}." for row in run.decisions if row.note]
+    notes = [
+        told(
+            f"{row.arm}: {row.note}.",
+            spoil(run.failed_gates, "times", arms=[row.arm], passes=[row.pass_name]),
+        )
+        for row in run.decisions
+        if row.note
+    ]
     return [text for text in (run.decision, *notes, run.power) if text]
+
+
+def load_text(load: float) -> str:
+    """A rate as it was sent, or users, in three digits without zeros at the end: 4, 52.3, 1,234."""
+    said = three_digits(load)
+    return said.rstrip("0").rstrip(".") if "." in said else said
 
 
 def _load(row: DecisionRow) -> str:
     """`6.2`, `6.2 or more`, `about 6.2`, `less than 2`."""
     if isnan(row.met):
-        return f"less than {row.missed:g}"
+        return f"less than {load_text(row.missed)}"
     if not row.settled:
-        return f"about {row.met:g}"
-    return f"{row.met:g} or more" if isnan(row.missed) else f"{row.met:g}"
+        return f"about {load_text(row.met)}"
+    return f"{load_text(row.met)}{' or more' * isnan(row.missed)}"
 
 
 def _room(row: DecisionRow) -> str:

@@ -132,6 +132,16 @@ def spoil(
     return Spoil()
 
 
+def told(sentence: str, does: Spoil) -> str:
+    """A sentence about numbers, led by what failed gates do to them if that is more than a doubt.
+
+    `Rough (client did not keep up): throughput peaked at 5 req/s.`
+    """
+    if does.effect not in ("struck", "rough"):
+        return sentence
+    return f"{GRADES[does.effect].capitalize()} ({does.why}): {sentence}"
+
+
 _TOLD: Mapping[Kind, list[str]] = {
     "counts": ["token counts"],
     "ratios": ["ratios"],

@@ -37,14 +37,15 @@ class History:
 
 def histories(runs: Iterable[Sequence[RunFacts]]) -> list[History]:
     """A history for each set of settings with at least two valid results of one number."""
-    by_settings: dict[tuple[str, str], list[RunFacts]] = {}
+    by_settings: dict[tuple[str, str], dict[str, RunFacts]] = {}
     for run in (run for results in runs for run in results):
         if run.status == "success" and run.started_at and _number(run) is not None:
-            by_settings.setdefault((settings_key(run), run.numbers[0].label), []).append(run)
+            alike = by_settings.setdefault((settings_key(run), run.numbers[0].label), {})
+            alike.setdefault(run.started_at, run)  # a copied folder is no second run
     return [
-        _history(sorted(alike, key=lambda run: run.started_at))
+        _history([alike[at] for at in sorted(alike)])
         for alike in by_settings.values()
-        if len({run.started_at for run in alike}) >= _FEWEST
+        if len(alike) >= _FEWEST
     ]
 
 

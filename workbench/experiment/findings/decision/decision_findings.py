@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from workbench.experiment.findings.decision.point_findings import gpus_of
-from workbench.experiment.findings.rate_findings import kept_up
+from workbench.experiment.findings.rate_findings import kept_up, median_per_s, sent_per_s
 from workbench.experiment.findings.sentences import count, percent
 from workbench.experiment.plan.compared import rivals
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.plan.rates import latency_limits, rate_name
 from workbench.experiment.plan.search import Answer, Limits, Point
 from workbench.experiment.result.facts import ArmFacts, DecisionRow, PointRow, RateRow
+from workbench.experiment.result.point_tables import load_text
 from workbench.metrics.gates.gate import Gate
-from workbench.metrics.gates.gate_effects import failed_gates, spoil
+from workbench.metrics.gates.gate_effects import Failed, Spoil, failed_gates, spoil, told
 from workbench.metrics.gates.gate_table import gate_row
 from workbench.params.notebooks import PdSweep
 
@@ -56,6 +57,8 @@ class _Level:
     """One measured load of an arm, and how many of its requests met the limits."""
 
     load: float
+    """Of a rate what was sent: few arrivals, drawn at random, differ from the requested rate."""
+    requested: float
     pass_name: str
     requests: int
     share: float
@@ -130,7 +133,8 @@ def decision_rows(
 
 def _of_rate(row: RateRow) -> _Level:
     return _Level(
-        load=row.rate_per_s,
+        load=sent_per_s(row),
+        requested=row.rate_per_s,
         pass_name=rate_name(row.rate_per_s),
         requests=row.n_requests,
         share=row.share,
@@ -147,8 +151,13 @@ def _of_point(point: PointRow, requests: pd.DataFrame, limits: Limits) -> _Level
     met = limits.met(rows["ttft_s"], rows["tpot_s"]).groupby(rows["round"]).agg(["size", "sum"])
     counted = Point(rate_per_s=nan, sent=tuple(met["size"]), met=tuple(met["sum"]))
     low, high = counted.interval
+    load = point.users
+    if not isnan(point.rate_per_s):
+        sent = median_per_s(part["scheduled_s"] for _, part in rows.groupby("round"))
+        load = point.rate_per_s if isnan(sent) else sent
     return _Level(
-        load=point.users if isnan(point.rate_per_s) else point.rate_per_s,
+        load=load,
+        requested=point.rate_per_s,
         pass_name=point.pass_name,
         requests=len(rows),
         share=counted.share,
@@ -180,18 +189,18 @@ class _Verdict:
         below = [level for level in ordered if missed is None or level.load < missed.load]
         met = below[-1] if below else None
         if answer is not None and answer.resolved:
-            by_load = {level.load: level for level in ordered}
-            met, missed = by_load[answer.met_per_s], by_load[answer.missed_per_s]
+            by_rate = {level.requested: level for level in ordered}
+            met, missed = by_rate[answer.met_per_s], by_rate[answer.missed_per_s]
         doubtful = [level for level in (met, missed) if level and level.doubtful(wanted)]
         notes = []
         if doubtful:
             first = doubtful[0]
             notes.append(
-                f"{count(first.requests, 'request')} at {first.load:g} {unit} do not decide"
-                f" {percent(wanted)} (95 % CI {percent(first.low)} to {percent(first.high)})"
+                f"{count(first.requests, 'request')} at {load_text(first.load)} {unit} do not"
+                f" decide {percent(wanted)} (95 % CI {percent(first.low)} to {percent(first.high)})"
             )
         elif answer is not None and answer.reason:
-            notes.append(answer.reason)
+            notes.append(f"{answer.reason} (rates as requested)")
         if met and met.behind:
             notes.append(
                 f"responses fell behind ({met.throughput_per_s:.3g} per s), so the queue would grow"
@@ -306,8 +315,13 @@ def decision_headline(plan: ExperimentPlan, rows: Sequence[DecisionRow]) -> tupl
     return "", []
 
 
-def decision_sentence(plan: ExperimentPlan, rows: Sequence[DecisionRow]) -> str:
-    """What each arm serves, or how to ask for it; empty for other notebooks."""
+def decision_sentence(
+    plan: ExperimentPlan, rows: Sequence[DecisionRow], failed: Failed = ()
+) -> str:
+    """What each arm serves, or how to ask for it; empty for other notebooks.
+
+    Arms whose times failed gates take away, or make rough, have a sentence that begins with that.
+    """
     if not isinstance(plan.params, PdSweep) or plan.sized:
         return ""
     limits = limits_given(plan)
@@ -315,7 +329,15 @@ def decision_sentence(plan: ExperimentPlan, rows: Sequence[DecisionRow]) -> str:
         return _HOW_TO_ASK
     if not rows:
         return _NO_LOAD
-    return f"{_served(rows, _within(limits))} (for {percent(limits.share)} of requests)."
+    alike: dict[Spoil, list[DecisionRow]] = {}
+    for row in rows:
+        does = spoil(failed, "times", arms=[row.arm], passes=[row.pass_name])
+        alike.setdefault(does if told("", does) else Spoil(), []).append(row)
+    within, share = _within(limits), percent(limits.share)
+    return " ".join(
+        told(f"{_served(own, within)} (for {share} of requests).", does)
+        for does, own in alike.items()
+    )
 
 
 def _served(rows: Sequence[DecisionRow], within: str) -> str:
@@ -332,9 +354,9 @@ def _served(rows: Sequence[DecisionRow], within: str) -> str:
 def _what(row: DecisionRow) -> str:
     """`6.2`, `about 6.2`, `at least 6.2`, or `less than 2`."""
     if isnan(row.met):
-        return f"less than {row.missed:g}"
+        return f"less than {load_text(row.missed)}"
     lead = "about " if not row.settled else "at least " if isnan(row.missed) else ""
-    return f"{lead}{row.met:g}"
+    return f"{lead}{load_text(row.met)}"
 
 
 def _amount(row: DecisionRow) -> float:
