@@ -139,7 +139,7 @@ def _requests(result: Result) -> Source:
     rows = _read(result)
     ok = rows["error"].fillna("").eq("") & rows["ttft_s"].notna()
     failed = int((~ok).sum())
-    left_out = f"{failed:,} failed requests are not drawn." if failed else ""
+    left_out = f"Failed requests are not drawn ({failed:,})." if failed else ""
     rows = rows[ok].reset_index(drop=True)
     began = rows.groupby(["arm", "round", "pass"], sort=False)["sent_s"].transform("min")
     cached = rows["cached_tokens"].astype(float).where(rows["cached_tokens"] >= 0)
