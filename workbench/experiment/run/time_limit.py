@@ -15,8 +15,6 @@ from math import inf, isnan, nan
 from statistics import median
 from typing import TYPE_CHECKING
 
-from workbench.experiment.run.sessions import launch_name
-
 if TYPE_CHECKING:
     from workbench.experiment.plan.plan import ExperimentPlan
     from workbench.experiment.result.facts import ClockRow, EnergyRow, PassTime
@@ -167,6 +165,9 @@ def _keep_launches_before(done: int, log: Log, ended: set[tuple[str, int, str]])
             if number < done:
                 took_s.setdefault(arm, []).append(second)
     log.took_s = took_s
+    # Here, because an engine's environment that imports this module lacks what a run needs.
+    from workbench.experiment.run.sessions import launch_name
+
     gone = {launch_name(number, arm) for number, arm in log.ended if number >= done}
     log.sessions = [
         replace(one, launches=tuple(name for name in one.launches if name not in gone))
