@@ -18,7 +18,7 @@ import pytest
 
 from tests.load.words import Words
 from tests.whatif.known import known_profile
-from workbench.cli import check_image_base
+from workbench.commands import check_image_base
 from workbench.compose.compose_file import compose_file
 from workbench.control import tls_context
 from workbench.errors import WorkbenchError

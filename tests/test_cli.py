@@ -14,9 +14,9 @@ from nbclient.exceptions import DeadKernelError
 
 from tests.whatif.known import known_profile
 from workbench import cli
-from workbench.experiment.plan.plan import run_id
 from workbench.hardware.interpreter import Interpreter
 from workbench.params.notebooks import PdSweep
+from workbench.params.run_id import run_id
 from workbench.serve.vllm import EngineSettings
 from workbench.terminal import say
 

@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from tests.experiment.conftest import machine_has, model  # noqa: F401  fixtures of this file too
-from workbench import cli
+from workbench import cli, commands
 from workbench.compose.compose_file import compose_file
 from workbench.compose.profiles import compose_params
 from workbench.errors import ParameterError
@@ -110,7 +110,7 @@ def check_workbench(command: Command, words: list[str]) -> None:
         params = serving_params("up", given | dict(asked.parameter))
         assert command.marked or servers_of(params)
     elif words[0] == "compose":
-        given = cli._given(asked)
+        given = commands.given_parameters(asked)
         if command.marked:  # for a machine with a GPU
             compose_params({"platform": "cuda"} | given)
         else:

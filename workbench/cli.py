@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
-import shlex
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING
 
-from workbench.errors import ParameterError, WorkbenchError, must_be, needs, unused
+from workbench import commands
+from workbench.errors import WorkbenchError
 from workbench.grammars import spare_grammars
 from workbench.params.notebooks import CONNECTORS, NOTEBOOKS
 
 if TYPE_CHECKING:
-    from workbench.experiment.result.facts import TargetRow
+    pass
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return int(getattr(options, "bad_input", 2))
     except Exception:
-        if options.act not in (_gate, _targets):
+        if options.act not in (commands.gate, commands.targets):
             raise
         traceback.print_exc()  # Python's own status, 1, would say that there is a regression
         return _NOT_GATED
@@ -125,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
         help="end with exit status 3 if a target was not met, 4 if one is undecided",
     )  # fmt: skip
     _add_verbosity(run)
-    run.set_defaults(act=_run)
+    run.set_defaults(act=commands.run)
     everything = acts.add_parser(
         "run-all",
         help="run all five notebooks, even if gates fail, and write outputs/index.html",
@@ -139,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     everything.add_argument("--output-dir", default="outputs", help="default: outputs")
     everything.add_argument("--force", action="store_true", help="measure again, reuse nothing")
     _add_verbosity(everything)
-    everything.set_defaults(act=_run_all)
+    everything.set_defaults(act=commands.run_all)
     up = acts.add_parser(
         "up",
         help="start the servers of one topology and keep them until Ctrl-C",
@@ -152,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
         " itself, 2 bad input",
     )
     _add_parameters(up)
-    up.set_defaults(act=_up)
+    up.set_defaults(act=commands.up)
     report = acts.add_parser(
         "report",
         help="render a run as an HTML page, Markdown or Benchmark Report",
@@ -177,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
         "--image-base", default="", metavar="URL",
         help="only with md: URL where the folder is published, for sites without relative links",
     )  # fmt: skip
-    report.set_defaults(act=_report)
+    report.set_defaults(act=commands.report)
     status = acts.add_parser(
         "status",
         help="list the runs under way on this machine",
@@ -187,10 +185,10 @@ def _parser() -> argparse.ArgumentParser:
         ),
     )
     status.add_argument("--json", action="store_true", help="print one line of JSON")
-    status.set_defaults(act=_status)
+    status.set_defaults(act=commands.status)
     index = acts.add_parser("index", help="render outputs/index.html, which lists every run")
     index.add_argument("--output-dir", default="outputs", help="default: outputs")
-    index.set_defaults(act=_index)
+    index.set_defaults(act=commands.index)
     compare = acts.add_parser(
         "compare",
         help="compare run folders, and result files of vllm bench, GuideLLM, AIPerf, SGLang,"
@@ -210,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
         "--page", type=Path, metavar="FILE", help="write everything as one HTML page to FILE"
     )
     _add_unlike(compare)
-    compare.set_defaults(act=_compare)
+    compare.set_defaults(act=commands.compare)
     gate = acts.add_parser(
         "gate",
         help="check whether a run is worse than a baseline run by more than you allow",
@@ -237,7 +235,7 @@ def _parser() -> argparse.ArgumentParser:
         help="append Markdown of at most 30 lines to FILE, such as $GITHUB_STEP_SUMMARY",
     )  # fmt: skip
     _add_unlike(gate)
-    gate.set_defaults(act=_gate, bad_input=_NOT_GATED)
+    gate.set_defaults(act=commands.gate, bad_input=_NOT_GATED)
     targets = acts.add_parser(
         "targets",
         help="check whether a run met its targets, or those you give",
@@ -249,7 +247,7 @@ def _parser() -> argparse.ArgumentParser:
         "sentences", nargs="*", metavar="TARGET",
         help="such as 'store-warm ttft cut >= 60%%' (default: the run's own)",
     )  # fmt: skip
-    targets.set_defaults(act=_targets, bad_input=_NOT_GATED)
+    targets.set_defaults(act=commands.targets, bad_input=_NOT_GATED)
     compose = acts.add_parser(
         "compose",
         help="print a Docker Compose file with the servers of a pd_sweep",
@@ -260,7 +258,7 @@ def _parser() -> argparse.ArgumentParser:
         ),
     )
     _add_parameters(compose)
-    compose.set_defaults(act=_compose)
+    compose.set_defaults(act=commands.compose)
     profile = acts.add_parser(
         "profile",
         help="measure 1p1d at several lengths and batches, and write profile.json",
@@ -270,7 +268,7 @@ def _parser() -> argparse.ArgumentParser:
         ),
     )
     _add_parameters(profile)
-    profile.set_defaults(act=_profile)
+    profile.set_defaults(act=commands.profile)
     predict = acts.add_parser(
         "predict",
         help="predict a topology from a profile, and check predictions with measured runs",
@@ -285,9 +283,9 @@ def _parser() -> argparse.ArgumentParser:
         help="folder of a measured pd_sweep: print how far off its prediction is; repeat for more",
     )  # fmt: skip
     _add_parameters(predict)
-    predict.set_defaults(act=_predict)
+    predict.set_defaults(act=commands.predict)
     claims = acts.add_parser("claims", help="list, show or check the published claims")
-    claims.set_defaults(act=_claims)
+    claims.set_defaults(act=commands.claims)
     looks = claims.add_subparsers(dest="look", required=True, metavar="list | show | check")
     looks.add_parser("list", help="one line for each claim, by source").add_argument(
         "group", nargs="?", default="", help="the claims of this source only"
@@ -312,183 +310,9 @@ def _parser() -> argparse.ArgumentParser:
     monitoring.add_argument(
         "--connector", choices=CONNECTORS, default="", help="only with dashboard: only its panels"
     )
-    monitoring.set_defaults(act=_monitoring)
+    monitoring.set_defaults(act=commands.monitoring)
     acts.metavar = " | ".join(acts.choices)
     return parser
-
-
-def _given(options: argparse.Namespace) -> dict[str, Any]:
-    from workbench.notebook_run import read_params
-
-    return read_params(options.file) | {
-        name: value.removeprefix(" ") if value[1:2] == "-" else value
-        for name, value in options.parameter
-    }
-
-
-def _report(options: argparse.Namespace) -> int:
-    if options.image_base:
-        check_image_base(options.image_base, options.format)
-    executed = options.executed
-    if options.partial:
-        from workbench.notebook_run import partial_page
-
-        page = partial_page(executed.absolute())
-        executed = page.with_name("run.ipynb")
-    if options.format == "md":
-        from workbench.exports.note import write_note
-
-        print(write_note(executed, image_base=options.image_base))
-    elif options.format == "benchmark-report":
-        from workbench.exports.benchmark_report import write_benchmark_reports
-
-        print(*write_benchmark_reports(executed), sep="\n")
-    else:
-        from workbench.report.page import write_page
-
-        print(write_page(executed))
-    return 0
-
-
-def check_image_base(url: str, form: str) -> None:
-    """Raises ParameterError where `--image-base` is no address, or the report is not Markdown."""
-    example = "--image-base https://example.org/note"
-    if form != "md":
-        raise ParameterError(
-            unused("--image-base", url, f"--format={form}", f"--format md {example}")
-        )
-    if not url.startswith(("http://", "https://")):
-        raise ParameterError(must_be("--image-base", "an http address", url, example))
-
-
-def _status(options: argparse.Namespace) -> int:
-    from workbench.experiment.run.under_way import runs_under_way
-    from workbench.terminal import status_line, status_table
-
-    runs = runs_under_way()
-    print(status_line(runs) if options.json else status_table(runs))
-    return 0
-
-
-def _index(options: argparse.Namespace) -> int:
-    from workbench.experiment.result.run_folder import output_root
-    from workbench.report.index import write_index
-
-    print(write_index(output_root(options.output_dir)))
-    return 0
-
-
-def _compare(options: argparse.Namespace) -> int:
-    from workbench.report.comparing.comparison import compare_results
-    from workbench.report.comparing.comparison_page import comparison_page
-
-    found = compare_results(
-        options.results, arm=options.arm, cache_state=options.cache_state, unlike=options.unlike
-    )
-    settings, *others = found.sentences
-    print(settings)
-    for pair, table in zip(found.runs, found.ratio_tables, strict=True):
-        shown = "nothing in common" if table.empty else table.to_string(index=False)
-        print(f"\n{pair.label} vs {pair.baseline}", shown, "", sep="\n")
-        for each in pair.differences:
-            note = "" if each.counted else " (follows from the others)"
-            print(f"  {each.name}: {each.one} and {each.other}{note}")
-    print(found.table.to_string(index=False), *others, sep="\n")
-    if options.figure:
-        figures = found.ratio_figures or [found.figure]
-        _write(options.figure, figures[0].svg)
-    if options.page:
-        words = shlex.join(["workbench", *options.words])
-        _write(options.page, comparison_page(found, words))
-    return 0
-
-
-def _write(file: Path, text: str, *, append: bool = False) -> None:
-    """Write a file that was asked for, and print its name. Raises ParameterError."""
-    try:
-        with file.open("a" if append else "w", encoding="utf-8") as opened:
-            opened.write(text)
-    except OSError as error:
-        raise ParameterError(f"{file} cannot be written: {error}") from error
-    print(file)
-
-
-def _gate(options: argparse.Namespace) -> int:
-    from workbench.experiment.between.regression import allowed_loss, judge
-    from workbench.experiment.result.result import load_result
-    from workbench.report.comparing import gate_report
-
-    allow = allowed_loss(options.allow)
-    run, *bases = map(load_result, (options.run, *options.against))
-    found = judge(
-        run, bases, allow=allow, arm=options.arm, cache_state=options.cache_state,
-        unlike=options.unlike,
-    )  # fmt: skip
-    print(*gate_report.text_report(found), sep="\n")
-    if options.junit:
-        _write(options.junit, gate_report.junit_report(found, run.folder.name))
-    if options.summary:
-        _write(options.summary, gate_report.markdown_report(found), append=True)
-    return gate_report.EXIT_STATUS[found.outcome]
-
-
-def _compose(options: argparse.Namespace) -> int:
-    from workbench.compose.compose_file import compose_file
-
-    print(compose_file(_given(options)), end="")
-    return 0
-
-
-def _profile(options: argparse.Namespace) -> int:
-    import asyncio
-
-    from workbench.experiment.run.run import run
-    from workbench.params.notebooks import check_params
-    from workbench.whatif.profile import profile_of
-    from workbench.whatif.profile_plan import profile_plan
-
-    result = asyncio.run(run(profile_plan(check_params("pd_sweep", _given(options)))))
-    print(profile_of(result).write(result.folder))
-    return 0
-
-
-def _predict(options: argparse.Namespace) -> int:
-    from workbench.whatif.prediction_text import prediction_page
-
-    print(prediction_page(options.profile, _given(options), options.measured))
-    return 0
-
-
-def _claims(options: argparse.Namespace) -> int:
-    from workbench.claims.listing import check_page, list_page, show_page
-    from workbench.claims.registry.registry import read_registry
-    from workbench.hardware.machine import repository_root
-
-    registry = read_registry(options.folder or repository_root() / "params" / "claims")
-    if options.look == "show":
-        print(show_page(registry.claim(options.claim)))
-    elif options.look == "list":
-        print(list_page(registry, options.group))
-    else:
-        print(check_page(registry))
-        return 2 if registry.mistakes else 0
-    return 0
-
-
-def _monitoring(options: argparse.Namespace) -> int:
-    from workbench.experiment.result.run_folder import output_root
-    from workbench.monitoring.dashboard import dashboard
-    from workbench.monitoring.rules import rules
-    from workbench.monitoring.scrape import TARGETS_FOLDER, prometheus_config
-
-    if options.file == "dashboard":
-        print(json.dumps(dashboard(options.connector), indent=1))
-    elif options.file == "rules":
-        print(rules(), end="")
-    else:
-        targets = output_root(options.output_dir).absolute() / TARGETS_FOLDER / "*.json"
-        print(prometheus_config((), target_files=str(targets)), end="")
-    return 0
 
 
 def _add_parameters(parser: argparse.ArgumentParser) -> None:
@@ -514,79 +338,6 @@ def _add_verbosity(parser: argparse.ArgumentParser) -> None:
         help="print one line of JSON, the summary of the result, on standard output; everything"
         " else goes to standard error",
     )  # fmt: skip
-
-
-@contextmanager
-def _progress(options: argparse.Namespace) -> Iterator[TextIO]:
-    """Where the plan and the lines of the passes go."""
-    if options.quiet:
-        with open(os.devnull, "w", encoding="utf-8") as nowhere:
-            yield nowhere
-    else:
-        yield sys.stderr if options.json else sys.stdout
-
-
-def _up(options: argparse.Namespace) -> int:
-    from workbench.params.serving import serving_params
-
-    params = serving_params("up", _given(options))
-    from workbench.up import up  # what takes seconds to load comes after what may be refused
-
-    return up(params)
-
-
-def _run(options: argparse.Namespace) -> int:
-    from workbench.notebook_run import run_notebook
-
-    given = _given(options)
-    if options.check_targets and not given.get("targets"):
-        raise ParameterError(
-            needs("--check-targets", "targets", "", "-p targets 'store-warm ttft cut >= 60%'")
-        )
-    with _progress(options) as progress:
-        run = run_notebook(options.notebook, given, force=options.force, progress=progress)
-    from workbench.terminal import closing_lines, say, summary_line
-
-    say(*closing_lines(run), problem=bool(run.problem) or options.json)
-    status = run.exit_status
-    if options.check_targets and run.facts and not status:
-        status = _status_of(run.facts.targets, not_met=3, undecided=4)
-    if options.json:
-        print(summary_line(run, status))
-    return status
-
-
-def _status_of(rows: Sequence[TargetRow], *, not_met: int, undecided: int) -> int:
-    outcomes = {row.outcome for row in rows}
-    return not_met if "not met" in outcomes else undecided if "undecided" in outcomes else 0
-
-
-def _targets(options: argparse.Namespace) -> int:
-    from workbench.experiment.findings.target_findings import targets_of
-    from workbench.experiment.result.result import load_result
-    from workbench.terminal import say, target_line
-
-    rows = targets_of(load_result(options.run).run, options.sentences)
-    say(*map(target_line, rows))
-    return _status_of(rows, not_met=1, undecided=2)
-
-
-def _run_all(options: argparse.Namespace) -> int:
-    from workbench.notebook_run import run_all
-    from workbench.terminal import closing_lines, say, summary_of_all, table_of
-
-    runs, index = [], None
-    with _progress(options) as progress:
-        for run, page in run_all(
-            options.params, output_dir=options.output_dir, force=options.force, progress=progress
-        ):
-            say(*closing_lines(run), problem=options.json)
-            runs.append(run)
-            index = page
-    say("", table_of(runs, index=index), problem=options.json)
-    if options.json:
-        print(summary_of_all(runs, index))
-    return int(any(run.problem for run in runs))
 
 
 if __name__ == "__main__":

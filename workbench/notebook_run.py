@@ -95,10 +95,10 @@ def run_notebook(
     params = check_params(notebook, given)
     # What takes seconds to load comes after what may be refused.
     from workbench.experiment.plan.engine_setup import check_engine
-    from workbench.experiment.plan.plan import run_id
     from workbench.experiment.result.result import load_result
     from workbench.experiment.result.run_folder import RunFolder, output_root
     from workbench.hardware.machine import repository_root
+    from workbench.params.run_id import run_id
     from workbench.report.page import write_page
 
     name = run_id(params) if isinstance(params, EngineParams) else "here"

@@ -16,9 +16,8 @@ import click
 
 from workbench.experiment.result.facts import RunFacts, TargetRow
 from workbench.experiment.result.result_file import jsonable
-from workbench.experiment.run.now import Now
 from workbench.experiment.run.progress import spell_s
-from workbench.experiment.run.under_way import RunUnderWay
+from workbench.experiment.run.under_way import Now, RunUnderWay
 from workbench.metrics.gates.gate_table import lead_of
 from workbench.notebook_run import NotebookRun
 from workbench.params.notebooks import NOTEBOOKS

@@ -19,7 +19,7 @@ from workbench.experiment.findings.findings import conclude
 from workbench.experiment.plan import arms, engine_setup
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.result.facts import RunFacts
-from workbench.experiment.run import run
+from workbench.experiment.run import run_facts
 from workbench.hardware import machine
 from workbench.hardware.gpus import Gpu
 from workbench.metrics.latency import latencies
@@ -53,7 +53,7 @@ def short_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
             assert [word for word in PRIVATE if re.search(rf"\b{word}\b", text)] == [], text
         return facts
 
-    for module in (findings, run):
+    for module in (findings, run_facts):
         monkeypatch.setattr(module, "conclude", concluded)
 
 

@@ -29,6 +29,7 @@ from workbench.experiment.result.facts import ArmFacts, SessionFacts
 from workbench.experiment.result.result import Result
 from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run import run as runs
+from workbench.experiment.run import run_facts
 from workbench.experiment.run.run_log import Log
 from workbench.hardware import machine
 from workbench.hardware.machine import Machine
@@ -111,7 +112,7 @@ async def replay(made: ExperimentPlan, *_: Any, **__: Any) -> Result:
     log = load(RECORDINGS / ("environment_check" if smoke else made.notebook))
     folder = RunFolder.open(made.params.output_dir, made.notebook, made.run_id)
     log.sessions = [SessionFacts(number=1, started_at=BEGAN.isoformat())]
-    facts = runs._facts(made, log, "success", 60.0)
+    facts = run_facts.facts_of(made, log, "success", 60.0)
     for name in FRAMES:
         folder.write(name, log.frame(name))
     facts = replace(facts, finished_at="2026-01-01T12:01:00+00:00")
@@ -123,7 +124,7 @@ async def replay(made: ExperimentPlan, *_: Any, **__: Any) -> Result:
 
 def record(notebook: str) -> None:
     """Run it, and keep what it gathered."""
-    conclude = runs._facts
+    conclude = run_facts.facts_of
 
     def keep(made: Any, log: Log, status: str, *rest: Any) -> Any:
         if status == "success":
@@ -131,7 +132,7 @@ def record(notebook: str) -> None:
         return conclude(made, log, status, *rest)  # type: ignore[arg-type]
 
     with (
-        mock.patch.object(runs, "_facts", keep),
+        mock.patch.object(runs, "facts_of", keep),
         tempfile.TemporaryDirectory() as outputs,
     ):
         asyncio.run(runs.run(recorded_plan(notebook, outputs)))

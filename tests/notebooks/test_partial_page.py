@@ -6,7 +6,7 @@ from tests.golden.replay import FRAMES, RECORDINGS, load, recorded_plan
 from workbench.cli import main
 from workbench.experiment.result.facts import PassTime, SessionFacts
 from workbench.experiment.result.run_folder import RunFolder
-from workbench.experiment.run import run as runs
+from workbench.experiment.run.run_facts import facts_so_far
 
 
 def test_a_run_of_which_one_launch_has_ended_has_a_page_that_says_so(tmp_path, capsys):
@@ -26,7 +26,7 @@ def test_a_run_of_which_one_launch_has_ended_has_a_page_that_says_so(tmp_path, c
         setattr(log, name, [rows[(rows["round"] == 0) & (rows["arm"] == first)]])
     log.ended = [(0, first)]
     log.sessions = [SessionFacts(number=1, started_at="2026-01-01T12:00:00+00:00")]
-    folder.write_facts(runs._so_far(plan, log, 20.0))
+    folder.write_facts(facts_so_far(plan, log, 20.0))
 
     assert main(["report", str(folder.home), "--partial"]) == 0
     shown = capsys.readouterr().out.strip()

@@ -11,7 +11,6 @@ from workbench.claims.validation.validation import validate
 from workbench.experiment.environment import check_environment
 from workbench.experiment.hits.hit_analysis import hit_analysis
 from workbench.experiment.plan.arms import plan
-from workbench.experiment.plan.plan import run_id
 from workbench.experiment.result.result import Result
 from workbench.experiment.result.run_folder import output_root
 from workbench.experiment.run.progress import Standing, read_standing
@@ -24,6 +23,7 @@ from workbench.params.notebooks import (
     LMCacheHitAnalysis,
     PaperClaimValidation,
 )
+from workbench.params.run_id import run_id
 from workbench.records import RequestRecord, to_frame
 
 if TYPE_CHECKING:

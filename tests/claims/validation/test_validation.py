@@ -18,12 +18,12 @@ from workbench.claims.validation.validation import validate
 from workbench.claims.verdict.decision import Interval
 from workbench.claims.verdict.verdict import Measurement
 from workbench.errors import DeploymentError, ParameterError
-from workbench.experiment.plan.plan import run_id
 from workbench.experiment.result.result import load_result
 from workbench.experiment.run import time_limit
 from workbench.experiment.run.progress import read_standing
 from workbench.hardware.machine import repository_root
 from workbench.params.notebooks import PaperClaimValidation
+from workbench.params.run_id import run_id
 
 CLAIMS = read_registry(repository_root() / "params" / "claims").claims
 PROVED = {"replicated_runs_with_ci": "pass", "cache_state_controlled": "pass"}

@@ -11,13 +11,13 @@ from papermill.cli import _resolve_type
 from workbench.experiment.findings import findings
 from workbench.experiment.findings.doubts import draft_doubts
 from workbench.experiment.findings.findings import repeat_command
-from workbench.experiment.plan.plan import run_id
 from workbench.experiment.result.facts import RunFacts
 from workbench.experiment.result.result_file import from_plain, to_plain
 from workbench.metrics.counters import DraftCounters, TokenSources
 from workbench.metrics.gates.gate_table import GATES
 from workbench.metrics.passes import PassCounters
 from workbench.params.notebooks import PdSweep, PrefixCache, check_params
+from workbench.params.run_id import run_id
 from workbench.records import to_frame
 
 ATTACH = {"engine": "attach", "base_url": "http://127.0.0.1:1"}

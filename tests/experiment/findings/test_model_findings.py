@@ -10,7 +10,7 @@ from workbench.experiment.findings.findings import conclude
 from workbench.experiment.findings.model_findings import models_finding
 from workbench.experiment.result.facts import ArmFacts, RunFacts
 from workbench.experiment.result.result import Result
-from workbench.experiment.run import run
+from workbench.experiment.run import run_facts
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_text_is_compared_with_the_reference_of_the_same_model(plan, measured):
 def test_frames_have_a_column_model_and_one_table_has_all_side_by_side(plan, measured, tmp_path):
     requests = measured(tiny=4.0, tiny_wide=2.0)
     arms = tuple(ArmFacts(label=arm.label, short_model=arm.model) for arm in plan.arms)
-    facts = replace(concluded(plan, requests), arms=arms, models=run._models(plan))
+    facts = replace(concluded(plan, requests), arms=arms, models=run_facts._models(plan))
     result = Result(run=facts, folder=tmp_path, frames={"requests": requests})
     assert result.models == ["tiny", "tiny-wide"]
     assert set(result.comparisons["model"]) == set(result.summary["model"]) == set(result.models)

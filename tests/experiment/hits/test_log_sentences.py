@@ -24,9 +24,9 @@ from workbench.experiment.hits.hit_analysis import hit_analysis
 from workbench.experiment.hits.log_sentences import doubt
 from workbench.experiment.hits.need_to_load import LEVELS, explained
 from workbench.experiment.hits.served_tokens import log_tokens
-from workbench.experiment.plan.plan import run_id
 from workbench.metrics.lmcache_log.log_summary import Cause, LogDoubt
 from workbench.params.notebooks import LMCacheHitAnalysis
+from workbench.params.run_id import run_id
 
 IN_PROCESS = lookup("a", 497, 256, -240) + lookup("b", 900, 768, 640)
 TWO_KINDS = short(0, 2560), line("Cannot retrieve", level="ERROR")

@@ -7,8 +7,8 @@ import pytest
 
 from workbench.errors import PlanError
 from workbench.experiment.plan import arms
-from workbench.experiment.plan.plan import run_id
 from workbench.params.notebooks import PdSweep, PrefixCache, check_params
+from workbench.params.run_id import run_id
 
 ATTACH = {"engine": "attach", "base_url": "http://127.0.0.1:1"}
 

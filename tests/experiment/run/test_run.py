@@ -147,7 +147,7 @@ async def test_rows_that_make_no_sense_are_kept(attached, monkeypatch, tmp_path)
         raise ZeroDivisionError("by a clock that stood still")
 
     plan = attached()
-    monkeypatch.setattr("workbench.experiment.run.run.conclude", stumble)
+    monkeypatch.setattr("workbench.experiment.run.run_facts.conclude", stumble)
     with pytest.raises(ResultError, match=r"by a clock that stood still.*the rows are in"):
         await run(plan, echo=lambda _: None)
     result = only_attempt(tmp_path, plan.run_id)

@@ -22,6 +22,7 @@ from workbench.experiment.result.result import load_result
 from workbench.experiment.result.run_folder import RunFolder, output_root
 from workbench.experiment.run import run as running
 from workbench.experiment.run.run import run
+from workbench.experiment.run.run_facts import facts_of
 from workbench.experiment.run.run_log import Log
 from workbench.experiment.run.sessions import DRIFT, begin_session, compare
 from workbench.params.notebooks import changed
@@ -169,7 +170,7 @@ async def test_another_machine_or_workload_or_a_lost_file_begins_anew(
 
 def known_of(plan):
     log = Log(sessions=[SessionFacts(number=1, started_at="")])
-    return running._facts(plan, log, "started", 0.0)
+    return facts_of(plan, log, "started", 0.0)
 
 
 async def test_what_another_process_measures_now_is_left_to_it(planned, one_server, breaks_in):

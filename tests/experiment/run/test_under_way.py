@@ -13,10 +13,9 @@ import pytest
 from workbench.cli import main
 from workbench.experiment.result.run_folder import SO_FAR, RunFolder
 from workbench.experiment.run import under_way
-from workbench.experiment.run.now import Now, NowFile, read_now
 from workbench.experiment.run.progress import Progress
 from workbench.experiment.run.run_log import Log
-from workbench.experiment.run.under_way import RunUnderWay, runs_under_way
+from workbench.experiment.run.under_way import Now, NowFile, RunUnderWay, read_now, runs_under_way
 
 HOLDS = (
     "import sys, time\n"

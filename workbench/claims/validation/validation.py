@@ -21,7 +21,6 @@ from workbench.claims.validation.measuring import Measuring
 from workbench.claims.verdict.verdict import Conditions, Measurement, Verdict, judge
 from workbench.errors import ParameterError
 from workbench.experiment.plan.engine_setup import engine_interpreter, own_model
-from workbench.experiment.plan.plan import run_id
 from workbench.experiment.result.facts import RunFacts, Status
 from workbench.experiment.result.result import Result
 from workbench.experiment.result.run_folder import RunFolder
@@ -31,6 +30,7 @@ from workbench.hardware import machine
 from workbench.hardware.machine import repository_root
 from workbench.hardware.physics import accelerator
 from workbench.params.notebooks import PaperClaimValidation
+from workbench.params.run_id import run_id
 from workbench.serve.tiny_model import model_facts
 from workbench.serve.vllm import number_format
 

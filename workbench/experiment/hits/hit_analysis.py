@@ -23,7 +23,7 @@ from workbench.experiment.hits.log_sentences import doubt, log_facts
 from workbench.experiment.hits.need_to_load import explained, place
 from workbench.experiment.hits.run_sentences import by_counters, cards, headline, sentences
 from workbench.experiment.plan.arms import plan
-from workbench.experiment.plan.plan import ExperimentPlan, run_id
+from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.result.facts import RunFacts
 from workbench.experiment.result.result import Result
 from workbench.experiment.result.run_folder import RunFolder
@@ -34,6 +34,7 @@ from workbench.metrics.gates.gate_effects import spoil, told
 from workbench.metrics.lmcache_log.log_summary import LogSummary, read_log
 from workbench.metrics.statistics import Verdict, three_digits, verdict_of
 from workbench.params.notebooks import LMCacheHitAnalysis
+from workbench.params.run_id import run_id
 
 if TYPE_CHECKING:
     import pandas as pd

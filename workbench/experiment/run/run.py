@@ -12,31 +12,24 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from itertools import count
 from statistics import mean
 
 from workbench.errors import DeploymentError, LaunchError, ResultError
-from workbench.experiment.findings.findings import conclude
 from workbench.experiment.findings.link_findings import earlier_links
 from workbench.experiment.plan.duration import remember_launch
 from workbench.experiment.plan.plan import Arm, ExperimentPlan, rate_pass
 from workbench.experiment.result.facts import (
-    EngineFacts,
-    HostRow,
-    LaunchFacts,
-    ModelRow,
-    RunFacts,
     SessionFacts,
     Status,
 )
 from workbench.experiment.result.result import Result
 from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run.launch.measure import measure_arm
-from workbench.experiment.run.now import NowFile
 from workbench.experiment.run.probe import fitted
 from workbench.experiment.run.progress import ANY_RATE, Progress
 from workbench.experiment.run.progress_bar import bar_in_lab
+from workbench.experiment.run.run_facts import facts_of, facts_so_far
 from workbench.experiment.run.run_log import Echo, Log, OnRecord, echo_line
 from workbench.experiment.run.servers import check_installed, check_tiers, deployed
 from workbench.experiment.run.sessions import (
@@ -48,11 +41,8 @@ from workbench.experiment.run.sessions import (
 )
 from workbench.experiment.run.time_budget import TimeBudget
 from workbench.experiment.run.time_limit import TimeLimit, keep_rounds, keep_whole_rounds
+from workbench.experiment.run.under_way import NowFile
 from workbench.experiment.run.watch import Watch
-from workbench.hardware import machine
-from workbench.hardware.hosts import gpu_names
-from workbench.hardware.interpreter import ENGINE_PACKAGES
-from workbench.hardware.machine import Machine
 from workbench.load.drive.open_files import most_in_flight, reserve_files
 from workbench.metrics.latency import succeeded
 from workbench.params.notebooks import LMCacheHitAnalysis, PdSweep
@@ -82,7 +72,7 @@ async def run(
     """
     # Before the servers start: a proxy inherits the limit.
     reserve_files(most_in_flight(plan.arrivals, timeout_s=plan.params.timeout_s))
-    known = _facts(plan, Log(sessions=[SessionFacts(number=1, started_at="")]), "started", 0.0)
+    known = facts_of(plan, Log(sessions=[SessionFacts(number=1, started_at="")]), "started", 0.0)
     session = begin_session(plan, known, resume=limit is None, echo=echo)
     log = session.log
     log.on_record = on_record
@@ -111,7 +101,7 @@ async def _run(
     now = NowFile(folder, plan, log, far)
     now.say("starts")
     # A killed kernel writes nothing at its end, so its result says "started".
-    folder.write_facts(_so_far(plan, log, 0.0))
+    folder.write_facts(facts_so_far(plan, log, 0.0))
     status: Status = "failed"
     watch: Watch | None = None
     try:
@@ -142,7 +132,7 @@ async def _run(
     finally:
         if watch is not None:
             await watch.ended(log)
-        facts = _facts(plan, log, status, budget.session_s, planned)
+        facts = facts_of(plan, log, status, budget.session_s, planned)
         with nullcontext() if status == "success" else suppress(OSError):
             folder.write_facts(facts)  # the first error matters more than a failed write
         if facts.status == "success":
@@ -230,7 +220,7 @@ class _Launches:
         if began_s - self.concluded_s < CONCLUDES_EVERY * self.concluding_s:
             return
         with suppress(OSError):  # a full disk ends the run where rows are lost, not here
-            facts = _so_far(self.plan, self.log, self.budget.session_s)
+            facts = facts_so_far(self.plan, self.log, self.budget.session_s)
             self.session.folder.write_facts(facts)
         self.concluded_s = time.monotonic()
         self.concluding_s = self.concluded_s - began_s
@@ -409,148 +399,3 @@ async def _deployment(
             f" rounds are kept in {folder.attempt}"
         ) from error
     yield found
-
-
-def _so_far(plan: ExperimentPlan, log: Log, duration_s: float) -> RunFacts:
-    """The facts of a run that is under way, from the launches that it has measured."""
-    rounds = max((number + 1 for number, _ in log.ended), default=plan.rounds)
-    return _facts(replace(plan, rounds=rounds), log, "started", duration_s, plan)
-
-
-def _facts(
-    plan: ExperimentPlan,
-    log: Log,
-    status: Status,
-    duration_s: float,
-    planned: ExperimentPlan | None = None,
-) -> RunFacts:
-    """The content of result.json, also of a run that broke off.
-
-    `plan` has the rounds that were measured, `planned` all.
-    """
-    planned = planned or plan
-    facts = RunFacts(
-        notebook=plan.notebook,
-        run_id=plan.run_id,
-        status=status,
-        simulated=plan.platform == "simulated",
-        started_at=log.sessions[0].started_at,
-        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        duration_s=round(sum(one.duration_s for one in log.sessions[:-1]) + duration_s, 1),
-        measuring_s=round(log.measuring_s, 1),
-        launches_s=tuple(round(s, 2) for s in log.launches_s),
-        parameters=plan.parameters,
-        machine=_machine(plan).as_dict() | _platform(plan),
-        engine=_engine(plan),
-        models=_models(plan),
-        arms=tuple(log.arms.values()),
-        pass_times=tuple(log.pass_times),
-        hosts=_hosts(plan),
-        client=log.client,
-        clocks=tuple(log.clocks),
-        launches=LaunchFacts(
-            planned=len(planned.arms) * planned.rounds,
-            measured=len(log.ended),
-            planned_rounds=planned.rounds,
-            rounds=plan.rounds,
-            took_s={arm: tuple(seconds) for arm, seconds in log.took_s.items()},
-        ),
-        energy=tuple(log.energy),
-        sessions=tuple(log.sessions) if len(log.sessions) > 1 else (),
-        doubts=tuple(log.doubts),
-    )
-    try:
-        return conclude(
-            facts,
-            plan,
-            requests=log.frame("requests"),
-            passes=log.passes,
-            legs=log.frame("legs"),
-            reasons=log.reasons,
-            refusals=log.refusals,
-            links=[(arm, rate, forward) for arm, _, rate, forward in log.links],
-            earlier=log.earlier,
-            unmetered=log.unmetered,
-        )
-    except Exception as error:  # what was measured must be kept even when it makes no sense
-        found = f"The rows could not be analysed: {error!r}"
-        return replace(facts, status="started" if status == "started" else "failed", finding=found)
-
-
-def _engine(plan: ExperimentPlan) -> EngineFacts:
-    """The model and number format of all arms; empty for attached servers."""
-    settings = plan.arms[0].settings
-    if settings is None:
-        return EngineFacts()
-    if plan.by_model:
-        parts = [_engine(part) for part in plan.parts]
-        return EngineFacts(
-            dtype=", ".join(dict.fromkeys(part.dtype for part in parts)),
-            chosen=" ".join(plan.notes),
-            lacks=settings.abilities.losses,
-        )
-    known = settings.facts if settings.local else None
-    return EngineFacts(
-        model=plan.params.model or settings.model.name,
-        layers=known.layers if known else None,
-        dtype=settings.dtype or "the model's own",
-        kv_bytes_per_token=settings.kv_bytes_per_token if known else None,
-        machine_speed=str(plan.speed) if plan.speed else None,
-        chosen=" ".join(plan.notes),
-        lacks=settings.abilities.losses,
-    )
-
-
-def _models(plan: ExperimentPlan) -> tuple[ModelRow, ...]:
-    """Each model of a run over several; empty for one."""
-    rows = []
-    for part in plan.parts if plan.by_model else ():
-        engine = _engine(part)
-        rows.append(
-            ModelRow(
-                model=part.model,
-                name=engine.model,
-                layers=engine.layers,
-                dtype=engine.dtype,
-                kv_bytes_per_token=engine.kv_bytes_per_token,
-                prompt_tokens=part.workload.longest_prompt_tokens,
-                workload_hash=part.workload.sample.hash,
-                machine_speed=engine.machine_speed,
-            )
-        )
-    return tuple(rows)
-
-
-def _hosts(plan: ExperimentPlan) -> tuple[HostRow, ...]:
-    """The hosts of a run on several; empty for this machine alone."""
-    cluster = plan.settings.cluster if plan.settings else None
-    return tuple(
-        HostRow(
-            host=seen.host.name,
-            address=seen.host.address,
-            cpu=seen.machine.cpu,
-            cores=seen.machine.cores,
-            memory_free_gb=round(seen.machine.memory_free_gb, 1),
-            shm_free_gb=round(seen.machine.shm_free_gb, 1),
-            gpus=gpu_names(seen.machine),
-            python=seen.machine.engine_python or seen.machine.python,
-            versions={
-                name: version
-                for name, version in seen.machine.versions.items()
-                if name in ENGINE_PACKAGES
-            },
-            model=bool(seen.model),
-        )
-        for seen in (cluster.hosts if cluster else ())
-    )
-
-
-def _machine(plan: ExperimentPlan) -> Machine:
-    """This machine, with the packages of the interpreter that ran the servers."""
-    here = machine.facts()
-    return here.with_engine(plan.settings.interpreter) if plan.settings else here
-
-
-def _platform(plan: ExperimentPlan) -> dict[str, str]:
-    """The platform of servers that we started; `attached` for others."""
-    return {"platform": "attached" if plan.params.engine == "attach" else plan.platform}

@@ -21,8 +21,8 @@ from workbench.experiment.result.facts import RunFacts, SessionFacts
 from workbench.experiment.result.result import FRAMES
 from workbench.experiment.result.result_file import read_facts, to_plain
 from workbench.experiment.result.run_folder import KEPT, RunFolder, read_frame
-from workbench.experiment.run.now import read_now
 from workbench.experiment.run.run_log import Collected, Echo, Log, echo_line
+from workbench.experiment.run.under_way import read_now
 from workbench.metrics.latency import succeeded
 
 if TYPE_CHECKING:

@@ -34,9 +34,9 @@ from workbench.experiment.run.launch.monitor import (
     watched_gauges,
     worker_count,
 )
-from workbench.experiment.run.now import NowFile
 from workbench.experiment.run.progress import Progress
 from workbench.experiment.run.run_log import Echo, Log, echo_line
+from workbench.experiment.run.under_way import NowFile
 from workbench.experiment.run.watch import Watch
 from workbench.hardware.machine import ProcessorLoad
 from workbench.hardware.power import watched
