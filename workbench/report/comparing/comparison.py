@@ -6,7 +6,6 @@ Arms and passes are compared with the same arm and pass, else with the same topo
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -16,15 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.errors import ResultError
 from workbench.experiment.between.differences import (
-    Difference,
     check_alike,
     differences,
     distinct_labels,
     first_line,
 )
 from workbench.experiment.between.unpaired import (
-    NAMES,
-    Compared,
     Kind,
     Launches,
     compared,
@@ -42,7 +38,13 @@ from workbench.metrics.gates.gate_table import failed_name
 from workbench.metrics.peers.not_read import KNOWN_FILES
 from workbench.metrics.peers.read_peer import read_peer
 from workbench.metrics.percentiles import QUANTILES, percentiles
-from workbench.metrics.statistics import UnpairedRatio, Verdict, three_digits
+from workbench.metrics.statistics import three_digits
+from workbench.report.comparing.run_pair import (
+    RunPair,
+    milliseconds,
+    ratio_table,
+    told_by_ratios,
+)
 from workbench.report.figures import Chart, between_runs, latency_panels
 
 if TYPE_CHECKING:
@@ -99,42 +101,6 @@ class _Side:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunPair:
-    """A run and the first run that was given."""
-
-    label: str
-    baseline: str
-    settings: str
-    """Which settings differ: `1 setting differs: connector (none and lmcache)`."""
-    differences: tuple[Difference, ...]
-    rows: tuple[Compared, ...]
-    alone: tuple[str, ...]
-    """Arms and passes that only one of them has."""
-
-    @property
-    def ratios(self) -> pd.DataFrame:
-        """One row per metric, arm and pass: ratio, low and high; above 1 better than the baseline.
-
-        `spoilt` says why a number must not be used, or is rough.
-        """
-        import pandas as pd
-
-        return pd.DataFrame(
-            [
-                {
-                    "metric": row.metric, "arm": row.kind[0], "pass": row.kind[1],
-                    "baseline_arm": row.baseline[0], "ratio": row.ratio.value,
-                    "low": row.ratio.low, "high": row.ratio.high, "verdict": row.ratio.verdict,
-                    "value": row.ours, "baseline": row.theirs, "n_rounds": row.ratio.rounds,
-                    "baseline_rounds": row.ratio.baseline_rounds, "spoilt": row.spoilt.said,
-                    "struck": row.spoilt.struck,
-                }
-                for row in self.rows
-            ]
-        )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SideBySide:
     """The comparison by `compare_results`; read `sentences` before the numbers."""
 
@@ -165,7 +131,7 @@ class SideBySide:
     @property
     def ratio_tables(self) -> list[pd.DataFrame]:
         """The ratios of each run as text: `1.05x [1.01, 1.09]`, and what they say."""
-        return [_ratio_table(pair) for pair in self.runs]
+        return [ratio_table(pair) for pair in self.runs]
 
     @property
     def figure(self) -> Chart:
@@ -228,7 +194,7 @@ def compare_results(
         *_settings(sides, pairs),
         *_parts_told(parts),
         *_spoilt(sides),
-        *(told for pair in pairs for told in _told_by_ratios(pair, several=len(pairs) > 1)),
+        *(told for pair in pairs for told in told_by_ratios(pair, several=len(pairs) > 1)),
         *_medians(found, parts, sides),
         *(told for side in sides if side.tool for told in _told_by_file(side)),
         *_unlike(sides),
@@ -353,98 +319,6 @@ def _spoilt(sides: Sequence[_Side]) -> Iterable[str]:
                 yield f"{side.label}: {failed_name(name)}; {taken}."
 
 
-def _told_by_ratios(pair: RunPair, *, several: bool) -> Iterable[str]:
-    """What the launches of two runs say, a sentence per metric."""
-    who = f"{pair.label}, " if several else ""
-    if not pair.rows:
-        yield (
-            f"Nothing was compared: {pair.label} and {pair.baseline} have no arm and pass in"
-            " common."
-        )
-    if pair.alone:
-        more = f" and {len(pair.alone) - 4} more" * (len(pair.alone) > 4)
-        yield f"In one run only, so not compared: {'; '.join(pair.alone[:4])}{more}."
-    for metric, name in NAMES.items():
-        rows = [row for row in pair.rows if row.metric == metric]
-        good = [row for row in rows if not row.spoilt.struck and not isnan(row.ratio.value)]
-        verdicts = Counter(row.ratio.verdict for row in good)
-        said = [
-            f"{verdicts[verdict]} {_word(metric, verdict)}"
-            for verdict in _VERDICTS
-            if verdicts[verdict]
-        ]
-        left = len(rows) - len(good)
-        said += [f"{left} not valid or unknown"] if left else []
-        if rows:
-            lead = f"{who}{name}"
-            yield f"{lead[:1].upper()}{lead[1:]} of {_count(len(rows))}: {', '.join(said)}."
-
-
-def _word(metric: str, verdict: Verdict) -> str:
-    text = _VERDICTS[verdict]
-    return {"faster": "higher", "slower": "lower"}.get(text, text) * (
-        metric == "system_tps"
-    ) or text
-
-
-def _count(n: int) -> str:
-    return f"{n} arm{'s' * (n > 1)} and pass{'es' * (n > 1)}"
-
-
-_VERDICTS: dict[Verdict, str] = {
-    "faster": "faster", "slower": "slower", "undecided": "not significant",
-    "no_interval": "without interval (too few rounds)",
-}  # fmt: skip
-
-
-def _ratio_table(pair: RunPair) -> pd.DataFrame:
-    """The ratios of a pair as text; what a failed gate takes away is not shown."""
-    import pandas as pd
-
-    lines = []
-    for row in pair.rows:
-        ours, theirs = (_quantity(row.metric, value) for value in (row.ours, row.theirs))
-        lines.append(
-            {
-                "metric": NAMES[row.metric],
-                "arm": _arms(row),
-                "pass": row.kind[1],
-                "baseline": theirs,
-                "run": ours,
-                "ratio": "withheld" if row.spoilt.struck else ratio_text(row.ratio),
-                "verdict": verdict_text(row),
-            }
-        )
-    return pd.DataFrame(lines)
-
-
-def _arms(row: Compared) -> str:
-    same = row.kind[0] == row.baseline[0]
-    return row.kind[0] if same else f"{row.kind[0]} vs {row.baseline[0]}"
-
-
-def ratio_text(ratio: UnpairedRatio) -> str:
-    """`1.05x [1.01, 1.09]`."""
-    if isnan(ratio.value):
-        return "not known"
-    ends = "" if isnan(ratio.low) else f" [{three_digits(ratio.low)}, {three_digits(ratio.high)}]"
-    return f"{three_digits(ratio.value)}x{ends}"
-
-
-def verdict_text(row: Compared) -> str:
-    """`faster`, `not significant`, or the gate that takes the number away."""
-    if row.spoilt.struck or isnan(row.ratio.value):
-        return row.spoilt.said or "not known"
-    word = _word(row.metric, row.ratio.verdict)
-    return f"{word} ({row.spoilt.said})" if row.spoilt.effect else word
-
-
-def _quantity(metric: str, value: float) -> str:
-    if metric == "system_tps":
-        return "unknown" if isnan(value) else f"{three_digits(value)} tok/s"
-    return "unknown" if isnan(value) else f"{_ms(value)} ms"
-
-
 def _medians(
     found: pd.DataFrame, parts: Mapping[str, tuple[int, int]], sides: Sequence[_Side]
 ) -> Iterable[str]:
@@ -509,12 +383,12 @@ def _kinds(side: _Side) -> list[Kind]:
 def _median(row: dict[Hashable, Any]) -> str:
     if isnan(row["value_s"]):
         return "unknown"
-    ends = "" if isnan(row["low_s"]) else f" [{_ms(row['low_s'])}, {_ms(row['high_s'])}]"
-    return f"{_ms(row['value_s'])} ms{ends}"
-
-
-def _ms(seconds: float) -> str:
-    return three_digits(1000 * seconds)
+    ends = (
+        ""
+        if isnan(row["low_s"])
+        else f" [{milliseconds(row['low_s'])}, {milliseconds(row['high_s'])}]"
+    )
+    return f"{milliseconds(row['value_s'])} ms{ends}"
 
 
 def _unlike(sides: Sequence[_Side]) -> Iterable[str]:
@@ -546,7 +420,7 @@ def _told_by_file(side: _Side) -> Iterable[str]:
     for doubt in marks["doubts"]:
         yield f"{arm}{version}: {doubt}"
     if marks["own"] and marks["kept"] < marks["total"]:
-        own = ", ".join(f"{name} {_ms(value)} ms" for name, value in marks["own"].items())
+        own = ", ".join(f"{name} {milliseconds(value)} ms" for name, value in marks["own"].items())
         yield f"{arm}, the tool's own summary of all requests: {own}."
     yield from _server_times(arm, side.requests)
 
@@ -563,7 +437,7 @@ def _server_times(arm: str, requests: pd.DataFrame) -> Iterable[str]:
     )
     outside_s = told["ttft_s"] - queue_s - first_s
     queue, first, rest = (
-        "unknown" if isnan(value) else f"{_ms(value)} ms"
+        "unknown" if isnan(value) else f"{milliseconds(value)} ms"
         for value in (queue_s.median(), first_s.median(), outside_s.median())
     )
     yield (

@@ -7,7 +7,8 @@ from typing import Any
 
 from workbench.experiment.between.differences import Difference
 from workbench.experiment.between.unpaired import NAMES
-from workbench.report.comparing.comparison import RunPair, SideBySide, ratio_text, verdict_text
+from workbench.report.comparing.comparison import SideBySide
+from workbench.report.comparing.run_pair import RunPair, ratio_text, verdict_text
 from workbench.report.figures import Chart
 from workbench.report.templating import fill, labelled
 
