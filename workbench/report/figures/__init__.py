@@ -21,6 +21,7 @@ from workbench.report.figures.single_requests import (
     requests_over_time,
     ttft_against_cached_share,
 )
+from workbench.report.figures.splits import splits
 from workbench.report.figures.tokens import hits_by_tier, served_over_requests, token_sources
 from workbench.report.figures.topologies import speedups, topology_overview
 from workbench.report.figures.waterfall import ttft_waterfall
@@ -46,6 +47,7 @@ __all__ = [
     "served_over_requests",
     "speedups",
     "speedups_by_model",
+    "splits",
     "token_sources",
     "topology_overview",
     "ttft_against_cached_share",
