@@ -12,6 +12,7 @@ from workbench.report.figures.connectors import connectors
 from workbench.report.figures.links import links
 from workbench.report.figures.panels import panels
 from workbench.report.figures.pareto import pareto
+from workbench.report.figures.predicted_rates import predicted_rates
 from workbench.report.figures.rates import rates
 from workbench.report.figures.readiness import readiness
 from workbench.report.figures.side_by_side import speedups_by_model
@@ -41,6 +42,7 @@ __all__ = [
     "links",
     "panels",
     "pareto",
+    "predicted_rates",
     "rates",
     "readiness",
     "requests_over_time",
