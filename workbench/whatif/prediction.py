@@ -190,11 +190,6 @@ def _load(
     requests = workload.requests
     arrivals = arrivals_of(replace(params, seed=seed), len(requests))
     prompts = np.array([request.prompt_tokens for request in requests], np.int64)
-    seen = np.asarray(profile.overheads_s, float)
-    rows = np.random.default_rng(seed).integers(0, len(seen), len(requests))
-    # JSON of longer prompts takes longer: each part is adjusted by its slope.
-    slopes = np.polyfit(seen[:, 0], seen[:, 1:], 1)[0]
-    moved = seen[rows, 1:] + (prompts - seen[rows, 0])[:, None] * slopes
     return Load(
         prompt_tokens=prompts,
         cached_tokens=hits[0],
@@ -202,7 +197,7 @@ def _load(
         output_tokens=np.array([request.max_tokens for request in requests], np.int64),
         offsets_s=None if arrivals.kind == "closed" else np.asarray(arrivals.offsets_s),
         concurrency=arrivals.concurrency,
-        overheads_s=np.maximum(moved, 0.0),
+        overheads_s=profile.overheads_of(prompts, seed),
     )
 
 
@@ -316,7 +311,8 @@ def _doubts(
         request.ideal_reuse_tokens for request in workload.requests
     ):
         doubts.append("Loads of shared prefixes from the KV store are assumed to take no time.")
-    if not profile.machine["gpus"] and not profile.simulated:
+    on_cpu = not profile.machine["gpus"] and not profile.simulated
+    if on_cpu and not profile.parameters.get("cores_per_instance"):
         doubts.append(
             "On a CPU all instances share the cores, but the simulation gives each its own."
         )
