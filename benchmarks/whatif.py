@@ -25,6 +25,7 @@ from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.params.notebooks import check_params
 from workbench.serve.simulated import instance, kv_blocks, scheduler
 from workbench.topology import Topology
+from workbench.whatif.closed_form import closed_form
 from workbench.whatif.costs import Costs
 from workbench.whatif.held_out import HeldOut, held_out
 from workbench.whatif.profile import Profile, profile_of, read_profile
@@ -44,20 +45,22 @@ LARGEST_BATCH = 32
 """Requests in flight of the profile: 4p1d decodes up to 60,000 KV tokens together."""
 HELD_OUT = "1p2d,2p1d,1p4d,2p2d,4p1d,4p4d,2a,4a"
 SHARES = (0.3, 0.6)
-"""Rates, as fractions of what the prefill instances of a topology can do."""
+"""Rates, as fractions of the highest one of a topology, for prompts that are not shared."""
 SEED, REQUESTS = 7, 60
 COLUMNS = (
     *("topology", "rate, 1/s", "utilisation", "TTFT, ms", "predicted", "error"),
     *("TPOT, ms", "predicted", "error", "E2E", "throughput"),
 )
 
-REAL = LOAD | {"engine": "vllm", "prompt_tokens": 8_000, "cores_per_instance": 1}
+REAL = LOAD | {
+    "engine": "vllm", "prompt_tokens": 6_000, "output_tokens": 64, "cores_per_instance": 1,
+}  # fmt: skip
 REAL_HELD_OUT = (
-    ("1a", 8_000, 1), ("2a", 8_000, 1), ("1p1d", 8_000, 1), ("1p1d", 5_000, 1), ("1p2d", 8_000, 0),
+    ("1a", 6_000, 1), ("2a", 6_000, 1), ("1p1d", 6_000, 1), ("1p1d", 3_000, 1), ("1p2d", 6_000, 0),
 )  # fmt: skip
 """Topology, prompt tokens and cores per instance. 1p1d was profiled in a closed loop, so only its
-load is held out; three instances share two cores."""
-REAL_REQUESTS = 40
+load is held out; the three instances of 1p2d share two cores."""
+REAL_REQUESTS = 30
 
 
 def slowed(plan: ExperimentPlan) -> ExperimentPlan:
@@ -83,7 +86,7 @@ def check(profile_file: str, output_dir: str, workload: str = "short") -> None:
     for text in (HELD_OUT if workload == "short" else "1p2d,2p1d").split(","):
         given = LOAD | {"workload": workload, "shared_share": 0.5, "output_dir": output_dir}
         plan = slowed(_held_out_plan(profile, given | {"requests": REQUESTS}, text))
-        for line in _measured(profile, plan):
+        for line in _measured(profile, plan, text):
             print(line, flush=True)
 
 
@@ -98,23 +101,26 @@ def real(output_dir: str) -> None:
         one = getattr(profile, name)
         found = ", ".join(f"{term} {x:.3g}" for term, x in one.of_resample(0).items())
         print(f"{name}: {found}; off by {one.residual:.1%} in the median")
+    print(f"1a of the same run: {profile.aggregated}; load average {os.getloadavg()[0]:.1f}")
     print(_head())
     for text, tokens, cores in REAL_HELD_OUT:
         own = profile.parameters | {"cores_per_instance": cores}
         load = {"prompt_tokens": tokens, "cores_per_instance": cores, "requests": REAL_REQUESTS}
         here = replace(profile, parameters=own)
-        for line in _measured(here, _held_out_plan(here, given | load, text)):
+        what = f"{text}, {tokens:,} tokens" + ", cores shared" * (not cores)
+        for line in _measured(here, _held_out_plan(here, given | load, text), what):
             print(line, flush=True)
     print(f"{time.monotonic() - began_s:.0f} s")
 
 
 def _held_out_plan(profile: Profile, given: dict[str, Any], text: str) -> ExperimentPlan:
-    topology = Topology.parse(text)
-    servers = topology.prefill or topology.aggregated / 2
-    prefill_s = profile.costs().prefill_s(given["prompt_tokens"])
+    """A run at SHARES of the highest rate that the profile predicts for the topology."""
+    topology, costs = Topology.parse(text), profile.costs()
+    one = plain_load([given["prompt_tokens"]], [given["output_tokens"]], [0.0])
+    bound = closed_form(topology, one, costs, rate_per_s=1.0, poisson=False).bound_per_s
     given |= {
         "topology": text, "opponents": False, "rounds": 1, "seed": SEED,
-        "rates_per_s": [round(share * servers / prefill_s, 2) for share in SHARES],
+        "rates_per_s": [float(f"{share * bound:.3g}") for share in SHARES],
         "connector": given["connector"] if topology.disaggregated else "none",
     }  # fmt: skip
     return wb.plan(check_params("pd_sweep", given))
@@ -124,17 +130,16 @@ def _head() -> str:
     return f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
 
 
-def _measured(profile: Profile, plan: ExperimentPlan) -> Iterator[str]:
+def _measured(profile: Profile, plan: ExperimentPlan, what: str) -> Iterator[str]:
     """Measure the plan; a row of the table for each of its rates, and what its gates say."""
     result = asyncio.run(wb.run(plan, echo=lambda _: None))
     for row in held_out(profile, result, with_profiled=True):
-        yield "| " + " | ".join(_cells(row)) + " |"
+        yield "| " + " | ".join((what, *_cells(row))) + " |"
     failed = ", ".join(gate.name for gate in result.run.gates if gate.outcome == "FAIL")
     yield f"load average {os.getloadavg()[0]:.1f}; failed gates: {failed or 'none'}"
 
 
 def _cells(row: HeldOut) -> Iterator[str]:
-    yield row.arm.split()[0]
     yield f"{row.rate_per_s:g}"
     yield f"{row.predicted.closed.utilisation:.2f}"
     if row.predicted.refused:

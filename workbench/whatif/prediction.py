@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import inf, isnan, nan
+from math import ceil, inf, isnan, nan
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -234,10 +234,12 @@ def _outside(profile: Profile, found: Simulated, costs: Costs) -> str:
             f" ones (example: workbench profile -p concurrency {2 * got})"
         )
     if found.kv_above_s > OUTSIDE * whole_s:
+        # The profile's lengths are spread evenly over their range.
+        at_once = ceil(found.most_kv / np.mean(profile.prefill.ranges["tokens"]))
         return (
             f"not predicted: decode batches with up to {found.most_kv:,} KV tokens, profiled up to"
-            f" {costs.profiled_kv_tokens:,.0f}. Profile longer outputs or larger batches (example:"
-            f" workbench profile -p output_tokens {found.requests['output_tokens'].max()})"
+            f" {costs.profiled_kv_tokens:,.0f}. Profile larger batches (example: workbench profile"
+            f" -p concurrency {max(at_once, most + 1)})"
         )
     if found.stuck:
         return f"not predicted: {found.stuck} requests never got KV space"
