@@ -125,6 +125,13 @@ class PdSweep(LoadParams):
         1, "GPUs per aggregated instance (tensor parallelism)", low=1, high=64
     )
     instances_per_gpu: int = param(1, "instances that share a GPU", low=1, high=16)
+    cores_per_instance: int = param(
+        0,
+        "only on a CPU: own cores of each instance (0: all are shared)",
+        low=0,
+        high=1024,
+        example=1,
+    )
     store_gb: float = param(
         1.0, "memory of the KV store (offload: of each instance), in GB", low=0.001, high=100_000
     )

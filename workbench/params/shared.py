@@ -171,6 +171,12 @@ class EngineParams:
         if self.place == "ray" and getattr(self, "instances_per_gpu", 1) > 1:
             given = getattr(self, "instances_per_gpu", 1)
             yield must_be("instances_per_gpu", "1 with place=ray (Ray gives whole GPUs)", given, 1)
+        if cores := getattr(self, "cores_per_instance", 0):
+            example = f"-p engine vllm -p place local -p cores_per_instance {cores}"
+            for name, wrong in (("engine", engine == "attach"), ("place", self.place != "local")):
+                if wrong:
+                    given = f"{name}={getattr(self, name)}"
+                    yield unused("cores_per_instance", cores, given, example)
         tiers = list(getattr(self, "store_tiers", ()))
         if self.place == "ray" and tiers not in ([], ["memory"]):
             example = f"-p place local -p store_tiers {','.join(tiers)}"

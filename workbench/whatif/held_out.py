@@ -39,8 +39,10 @@ class HeldOut:
         return self.predicted.number(metric).value / measured - 1 if measured else nan
 
 
-def held_out(profile: Profile, result: Result) -> list[HeldOut]:
-    """Predict each cold pass of each arm of a measured pd_sweep but 1p1d.
+def held_out(profile: Profile, result: Result, *, with_profiled: bool = False) -> list[HeldOut]:
+    """Predict each cold pass of each arm of a measured pd_sweep.
+
+    Those of 1p1d only `with_profiled`: there the load is held out, not the topology.
 
     Raises ResultError for a run without such a pass, PlanError and ParameterError where the
     profile does not fit it.
@@ -54,7 +56,7 @@ def held_out(profile: Profile, result: Result) -> list[HeldOut]:
     found = []
     for (arm, name), group in rows.groupby(["arm", "pass"], sort=False):
         text = str(group["topology"].iloc[0])
-        if text == "1p1d" or not str(name).startswith("cold"):
+        if (text == "1p1d" and not with_profiled) or not str(name).startswith("cold"):
             continue
         try:
             topology = Topology.parse(text)

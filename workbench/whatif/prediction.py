@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import inf, isnan, nan
+from math import ceil, inf, isnan, nan
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -235,11 +235,6 @@ def _load(
     requests = workload.requests
     arrivals = arrivals_of(replace(params, seed=seed), len(requests))
     prompts = np.array([request.prompt_tokens for request in requests], np.int64)
-    seen = np.asarray(profile.overheads_s, float)
-    rows = np.random.default_rng(seed).integers(0, len(seen), len(requests))
-    # JSON of longer prompts takes longer: each part is adjusted by its slope.
-    slopes = np.polyfit(seen[:, 0], seen[:, 1:], 1)[0]
-    moved = seen[rows, 1:] + (prompts - seen[rows, 0])[:, None] * slopes
     return Load(
         prompt_tokens=prompts,
         cached_tokens=hits[0],
@@ -247,7 +242,7 @@ def _load(
         output_tokens=np.array([request.max_tokens for request in requests], np.int64),
         offsets_s=None if arrivals.kind == "closed" else np.asarray(arrivals.offsets_s),
         concurrency=arrivals.concurrency,
-        overheads_s=np.maximum(moved, 0.0),
+        overheads_s=profile.overheads_of(prompts, seed),
     )
 
 
@@ -284,10 +279,12 @@ def _outside(profile: Profile, found: Simulated, costs: Costs) -> str:
             f" ones (example: workbench profile -p concurrency {2 * got})"
         )
     if found.kv_above_s > OUTSIDE * whole_s:
+        # The profile's lengths are spread evenly over their range.
+        at_once = ceil(found.most_kv / np.mean(profile.prefill.ranges["tokens"]))
         return (
             f"not predicted: decode batches with up to {found.most_kv:,} KV tokens, profiled up to"
-            f" {costs.profiled_kv_tokens:,.0f}. Profile longer outputs or larger batches (example:"
-            f" workbench profile -p output_tokens {found.requests['output_tokens'].max()})"
+            f" {costs.profiled_kv_tokens:,.0f}. Profile larger batches (example: workbench profile"
+            f" -p concurrency {max(at_once, most + 1)})"
         )
     if found.stuck:
         return f"not predicted: {found.stuck} requests never got KV space"
@@ -361,7 +358,8 @@ def _doubts(
         request.ideal_reuse_tokens for request in workload.requests
     ):
         doubts.append("Loads of shared prefixes from the KV store are assumed to take no time.")
-    if not profile.machine["gpus"] and not profile.simulated:
+    on_cpu = not profile.machine["gpus"] and not profile.simulated
+    if on_cpu and not profile.parameters.get("cores_per_instance"):
         doubts.append(
             "On a CPU all instances share the cores, but the simulation gives each its own."
         )

@@ -10,7 +10,7 @@ from typing import Any
 from workbench.experiment.result.result import load_result
 from workbench.whatif.held_out import CHECKED, HeldOut, held_out
 from workbench.whatif.prediction import Predicted, Prediction, predict
-from workbench.whatif.profile import read_profile
+from workbench.whatif.profile import Profile, read_profile
 
 _SHOWN = {
     "ttft_s": ("TTFT, median", 1000, "ms"),
@@ -35,6 +35,7 @@ def prediction_page(
     fits = {"prefill": profile.prefill, "decode step": profile.decode, "transfer": profile.transfer}
     off = ", ".join(f"{name} {one.residual:.0%}" for name, one in fits.items())
     lines.append(f"  times differ from their fit, in the median: {off}")
+    lines += _aggregated(profile)
     lines += (f"  {doubt}" for doubt in profile.doubts)
     checks = [row for folder in measured for row in held_out(profile, load_result(folder))]
     lines += map(_checked, checks)
@@ -42,6 +43,16 @@ def prediction_page(
         found = predict(profile, params, topology)
         lines += ["", *_lines(found, checks)]
     return "\n".join(lines)
+
+
+def _aggregated(profile: Profile) -> Iterator[str]:
+    """How well it predicts the 1a of its own run."""
+    each = [
+        f"{name.removeprefix('cold, ')}: TTFT {ttft:+.0%}, TPOT {tpot:+.0%}"
+        for name, (ttft, tpot) in profile.aggregated.items()
+    ]
+    if each:
+        yield f"  errors at 1a of the same run, {'; '.join(each)}"
 
 
 def _checked(row: HeldOut) -> str:
