@@ -22,6 +22,8 @@ def run_id(params: EngineParams) -> str:
         values.pop("models", None)  # so that a run of one model keeps its name
     if not values.get("targets"):
         values.pop("targets", None)  # and one without targets
+    if not values.get("predict"):
+        values.pop("predict", None), values.pop("measure", None)
     if isinstance(params, PdSweep) and params.engine != "attach":
         values["topology"] = ",".join(map(str, params.topologies))
     # A file that has grown, or a registry with another claim, makes another run.

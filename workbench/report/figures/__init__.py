@@ -14,6 +14,7 @@ from workbench.report.figures.panels import panels
 from workbench.report.figures.pareto import pareto
 from workbench.report.figures.rates import rates
 from workbench.report.figures.readiness import readiness
+from workbench.report.figures.residuals import residuals
 from workbench.report.figures.side_by_side import speedups_by_model
 from workbench.report.figures.single_requests import (
     hit_against_ideal,
@@ -43,6 +44,7 @@ __all__ = [
     "rates",
     "readiness",
     "requests_over_time",
+    "residuals",
     "served_over_requests",
     "speedups",
     "speedups_by_model",
