@@ -24,7 +24,7 @@ def measured(tmp_path, monkeypatch):
     """The names of the notebooks that were run."""
     ran = []
 
-    async def run(made):
+    async def run(made, **_):
         ran.append(made.notebook)
         folder = tmp_path / made.notebook / made.run_id
         folder.mkdir(parents=True, exist_ok=True)
@@ -73,13 +73,14 @@ async def test_fits_and_predictions_are_tables_and_a_figure(measured, tmp_path):
 
 
 async def test_a_finished_profile_is_used_until_it_is_forgotten(measured, tmp_path):
-    await predicted(tmp_path)
-    result = await predicted(tmp_path, seed=1, rounds=5)  # the seed is the profile's, too
+    one = {"topology": "2p2d"}
+    await predicted(tmp_path, **one)
+    result = await predicted(tmp_path, seed=1, rounds=5, **one)  # the seed is the profile's, too
     assert measured == ["profile", "pd_sweep"] * 2
-    await predicted(tmp_path, seed=1, ttft_limit_ms=900)
+    await predicted(tmp_path, seed=1, ttft_limit_ms=900, **one)
     assert measured[4:] == ["pd_sweep"]
     forget_profile(check_params("pd_sweep", result.run.parameters))
-    await predicted(tmp_path, seed=1)
+    await predicted(tmp_path, seed=1, **one)
     assert measured[5:] == ["profile", "pd_sweep"]
 
 
@@ -88,7 +89,7 @@ async def test_without_a_profile_the_measurement_stays(measured, tmp_path, monke
     monkeypatch.setattr("workbench.whatif.profile.LARGEST_RESIDUAL", -1.0)
     ran = {"profile": known_run(), "pd_sweep": known_run("2p2d", folder=tmp_path)}
 
-    async def run(made):
+    async def run(made, **_):
         return ran[made.notebook]
 
     monkeypatch.setattr("workbench.experiment.run.run.run", run)

@@ -14,6 +14,7 @@ from workbench.experiment.result.facts import RunFacts
 from workbench.experiment.result.predicted import FitRow, HeldOutRow, PredictedRow
 from workbench.experiment.result.result import Result, load_result
 from workbench.experiment.result.run_folder import RunFolder, output_root
+from workbench.experiment.run.run_log import Echo, OnRecord, echo_line
 from workbench.params.notebooks import PdSweep
 from workbench.whatif.held_out import CHECKED, HeldOut, covers, held_out
 from workbench.whatif.prediction import Prediction, check_turns, predict
@@ -41,7 +42,13 @@ def profile_plan(plan: ExperimentPlan) -> ExperimentPlan | None:
     return plan_of_profile(plan.params)
 
 
-async def run_and_predict(plan: ExperimentPlan, profiling: ExperimentPlan | None) -> Result:
+async def run_and_predict(
+    plan: ExperimentPlan,
+    profiling: ExperimentPlan | None,
+    *,
+    echo: Echo = echo_line,
+    on_record: OnRecord | None = None,
+) -> Result:
     """Run a plan; with the plan of a profile measure that first, and add what it predicts.
 
     A finished profile of the same parameters is used again, and an interrupted one resumed. A
@@ -50,16 +57,17 @@ async def run_and_predict(plan: ExperimentPlan, profiling: ExperimentPlan | None
     from workbench.experiment.run.run import run
 
     if profiling is None:
-        return await run(plan)
+        return await run(plan, echo=echo, on_record=on_record)
     profile, said = _kept(profiling), ""
     if profile is not None:
-        print(f"profile {profile.run_id}: reusing the one of an earlier run")
+        echo(f"profile {profile.run_id}: reusing the one of an earlier run")
     else:
         try:
-            profile = with_fits(await run(profiling))[1]
+            profile = with_fits(await run(profiling, echo=echo))[1]
         except ResultError as error:
             said = f"No predictions: {error}."
-    return _with_predictions(await run(plan), profile, said)
+    result = await run(plan, echo=echo, on_record=on_record)
+    return _with_predictions(result, profile, said)
 
 
 def with_fits(result: Result) -> tuple[Result, Profile]:
