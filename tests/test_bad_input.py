@@ -61,6 +61,7 @@ TURNS = {"workload": "multi_turn_conversation"}
 BOX = {"place": "container"}
 HOSTS = {"place": "ray"}
 SIZES = {"topology": "1a", "connector": "offload", "working_sets": [2]}
+PREDICT = {"topology": "1p2d", "predict": True, "measure": "1p2d"}
 LIMIT = {"search": True, "ttft_limit_ms": 5}
 
 PARAMETERS = [
@@ -307,6 +308,21 @@ PARAMETERS = [
     (SWEEP, {"working_sets": [2]}, "working_sets needs connector=offload", "'lmcache'", "offload"),
     (SWEEP, {**SIZES, "workload": "text"}, "working_sets needs workload=ref", "'text'", "short"),
     (SWEEP, {**SIZES, "rates_per_s": [1]}, "working_sets needs a closed", "'closed'", "rate sweep"),
+    (SWEEP, {"measure": "1p2d"}, "measure=1p2d does not apply to predict=False", "1p2d", "-p pre"),
+    (SWEEP, {"predict": True}, "predict=True needs measure", "''", "-p measure 1p2d"),
+    (SWEEP, {**PREDICT, "measure": "2p1d"}, "measure must be of topology (1p2d)", "2p1d", "1p2d"),
+    (SWEEP, {**PREDICT, "measure": "2q"}, "measure must be of topology (1p2d)", "'2q'", "1p2d"),
+    (SWEEP, {**PREDICT, "connector": "all"}, "connector must be a single one", "'all'", "nixl"),
+    (SWEEP, {**PREDICT, "rates_per_s": [1]}, "rates_per_s=[1.0] and predict=True", "1", "-p meas"),
+    (SWEEP, {**PREDICT, **LIMIT}, "search=True and predict=True exclude", "True", "-p measure"),
+    (
+        SWEEP,
+        {**PREDICT, "models": "tiny,tiny-wide"},
+        "models=tiny,tiny-wide and",
+        "tiny-wide",
+        "-p",
+    ),
+    (SWEEP, {**PREDICT, **ATTACH}, "predict=True does not apply to", "True", "vllm"),
     (SWEEP, {**SIZES, "requests": 4}, "requests=4 does not", "4", "-p working_sets 0.5,2,8"),
     (SWEEP, {"time_budget_s": "an hour"}, "time_budget_s must be a number", "'an hour'", "3600"),
     (SWEEP, {"time_budget_s": -1}, "time_budget_s must be between 0 and", "-1", "3600"),

@@ -156,11 +156,14 @@ def profile(options: argparse.Namespace) -> int:
 
     from workbench.experiment.run.run import run
     from workbench.params.notebooks import check_params
-    from workbench.whatif.profile import profile_of
+    from workbench.report.page import write_page
     from workbench.whatif.profile_plan import profile_plan
+    from workbench.whatif.profiled_run import with_fits
 
     result = asyncio.run(run(profile_plan(check_params("pd_sweep", given_parameters(options)))))
-    print(profile_of(result).write(result.folder))
+    with_fits(result)
+    print(write_page(result.folder))
+    print(result.folder / "profile.json")
     return 0
 
 

@@ -62,3 +62,20 @@ def test_bad_input_is_one_sentence_before_anything_starts(
     assert done.returncode != 0
     assert sentence in done.stderr.strip().splitlines()[-1]
     assert not (tmp_path / "pd_sweep").exists()
+
+
+def test_predictions_stand_on_the_page_of_what_was_measured(found: Any, tmp_path: Path) -> None:
+    facts = found(
+        "pd_sweep",
+        "-p engine simulated -p connector nixl -p topology 1p2d,2p1d -p predict True"
+        " -p measure 1p2d -p opponents False -p rounds 1 -p workload short -p requests 6"
+        " -p prompt_tokens 2000 -p output_tokens 8",
+    )
+    assert [arm["label"] for arm in facts["arms"]] == ["1p2d nixl"]
+    page = write_page(tmp_path / "out.ipynb").read_text()
+    assert ">Predictions</h2>" in re.sub(r"<h2[^>]*>", ">", page)
+    if facts["fits"]:  # other programs may keep it from a profile, and then it says so
+        assert {row["topology"] for row in facts["predictions"]} == {"1p2d", "2p1d"}
+        assert {row["topology"] for row in facts["held_out"]} == {"1p2d"}
+    else:
+        assert facts["profile"].startswith("No predictions: ") and facts["profile"] in page

@@ -76,6 +76,14 @@ class PdSweep(LoadParams):
     gpu_hour_price: str = param(
         "", "price of a GPU hour, for cost per token (empty: no cost)", example="2.5 USD"
     )
+    predict: bool = param(
+        False, "profile 1p1d, predict every topology, measure some (docs/whatif.md)"
+    )
+    measure: str = param(
+        "",
+        "only with predict: which topologies to measure (1p1d and 1a check nothing)",
+        example="1p2d",
+    )
     working_sets: list[float] = param(
         [], "working-set sweep: prompts sent, as multiples of the KV space", example="0.5,2,8"
     )
@@ -198,6 +206,7 @@ class PdSweep(LoadParams):
         if self.search and not (self.ttft_limit_ms or self.tpot_limit_ms):
             yield needs("search=True", "ttft_limit_ms or tpot_limit_ms", 0, limits)
         yield from self._size_mistakes()
+        yield from self._prediction_mistakes()
         if self.swept and self.arrivals not in ("auto", "constant", "poisson", "gamma"):
             needed = "arrivals=auto, constant, poisson or gamma"
             yield needs("a rate sweep or search", needed, self.arrivals, "poisson")
@@ -251,6 +260,34 @@ class PdSweep(LoadParams):
                     name, shlex.quote(text), f"topology={self.topology or '1p4d'}", example
                 )
 
+    def _prediction_mistakes(self) -> Iterator[str]:
+        if not self.predict:
+            if self.measure:
+                example = f"-p predict True -p measure {self.measure}"
+                yield unused("measure", self.measure, "predict=False", example)
+            return
+        example = "-p predict True -p topology all -p measure 1p2d"
+        if self.engine == "attach":
+            yield unused("predict", True, "engine=attach", f"-p engine vllm {example}")
+        for name in ("models", "rates_per_s", "search", "working_sets"):
+            if value := getattr(self, name):
+                yield (
+                    f"{name}={value} and predict=True exclude each other. Leave out one (example:"
+                    f" {example})"
+                )
+        if self.connector == ALL_CONNECTORS:
+            yield must_be("connector", "a single one with predict=True", self.connector, "nixl")
+        if not self.measure:
+            yield needs("predict=True", "measure", self.measure, example)
+            return
+        try:
+            others = [str(one) for one in self.measured if one not in self.topologies]
+        except ParameterError:
+            others = [self.measure]
+        if others:
+            allowed = f"of topology ({', '.join(map(str, self.topologies))})"
+            yield must_be("measure", allowed, ", ".join(others), self.topologies[0])
+
     def _size_mistakes(self) -> Iterator[str]:
         sizes, what = self.working_sets, "working_sets"
         if not sizes:
@@ -273,8 +310,14 @@ class PdSweep(LoadParams):
 
     @property
     def topologies(self) -> tuple[Topology, ...]:
-        """The topologies to measure. Raises ParameterError on text that is not a topology."""
+        """The topologies to measure, or to predict. Raises ParameterError on text that is not a
+        topology."""
         return Topology.parse_list(self.topology or "1p4d")
+
+    @property
+    def measured(self) -> tuple[Topology, ...]:
+        """The topologies to measure: all but in a run with predictions. Raises ParameterError."""
+        return Topology.parse_list(self.measure) if self.predict else self.topologies
 
     @property
     def tp(self) -> TensorParallel:

@@ -157,11 +157,16 @@ def limits_of(params: PdSweep) -> Limits:
     )
 
 
-def _check(profile: Profile, params: PdSweep, workload: Workload, topology: Topology) -> None:
-    """Raises PlanError where the profile says nothing about this workload."""
+def check_turns(params: PdSweep, workload: Workload) -> None:
+    """Raises PlanError for a workload whose requests wait for responses."""
     if any(request.after is not None for request in workload.requests):
         allowed = "one whose requests do not wait for responses"
         raise PlanError(must_be("workload", allowed, params.workload, "batch_processing"))
+
+
+def _check(profile: Profile, params: PdSweep, workload: Workload, topology: Topology) -> None:
+    """Raises PlanError where the profile says nothing about this workload."""
+    check_turns(params, workload)
     prompts = [request.prompt_tokens for request in workload.requests]
     whole = max(request.prompt_tokens + request.max_tokens for request in workload.requests)
     for role, _ in topology.roles:

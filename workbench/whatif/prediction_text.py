@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.experiment.result.result import load_result
-from workbench.whatif.held_out import CHECKED, HeldOut, held_out
+from workbench.whatif.held_out import CHECKED, HeldOut, covers, held_out
 from workbench.whatif.prediction import Predicted, Prediction, predict
 from workbench.whatif.profile import Profile, read_profile
 
@@ -66,13 +66,6 @@ def _checked(row: HeldOut) -> str:
     return f"{where}: {errors}" + (f" ({row.spoiled.said})" if row.spoiled.said else "")
 
 
-def _covers(row: HeldOut, found: Prediction, metric: str) -> bool:
-    """Whether a held-out pass checks this number: same topology, no lower load."""
-    same = row.predicted.topology == found.topology
-    most = row.predicted.closed.utilisation + 1e-9
-    return same and found.closed.utilisation <= most and not isnan(row.error(metric))
-
-
 def _checked_only(checks: Sequence[HeldOut]) -> str:
     """Where the profile was checked, for a prediction elsewhere."""
     usable = [row for row in checks if not isnan(row.error("ttft_s"))]
@@ -103,7 +96,7 @@ def _lines(found: Prediction, checks: Sequence[HeldOut]) -> Iterator[str]:
     for one in found.numbers:
         if not isnan(one.value):
             checked = one.metric in CHECKED and any(
-                _covers(row, found, one.metric) for row in checks
+                covers(row, found, one.metric) for row in checks
             )
             unchecked |= one.metric in CHECKED and not checked
             yield f"  {_number(one)}" + "  not checked here" * (not checked)

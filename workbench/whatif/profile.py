@@ -42,7 +42,7 @@ FREE = frozenset(
         *("target_reuse", "trace_file", "trace_block_tokens", "trace_speed", "arrivals"),
         *("concurrency", "rate_per_s", "burstiness", "end_rate_per_s", "seed", "ttft_limit_ms"),
         *("tpot_limit_ms", "limits_share", "rounds", "opponents", "output_dir", "client_workers"),
-        *("gpu_hour_price", "time_budget_s"),
+        *("gpu_hour_price", "time_budget_s", "targets", "prompts_file", "text"),
     )
 )
 """Parameters that a prediction may set; all others are those of the profile."""
@@ -133,16 +133,20 @@ class Profile:
     @property
     def doubts(self) -> tuple[str, ...]:
         """What is wrong with every prediction from it."""
+        found = [f"The profile's run is {self.rough}."] if self.rough else []
+        if others := self.changed_versions:
+            found.append(f"Measured with {'; '.join(others)}. Profile again.")
+        return tuple(found)
+
+    @property
+    def changed_versions(self) -> list[str]:
+        """Versions of the engine or connector that differ here: `vllm 0.31, here 0.32`."""
         here = versions_of(self.versions)
-        others = [
+        return [
             f"{name} {had}, here {here.get(name, 'none')}"
             for name, had in self.versions.items()
             if (name in ("vllm", "torch") or name in self.connector) and had != here.get(name)
         ]
-        found = [f"The profile's run is {self.rough}."] if self.rough else []
-        if others:
-            found.append(f"Measured with {'; '.join(others)}. Profile again.")
-        return tuple(found)
 
     def write(self, folder: Path) -> Path:
         """Write profile.json into a folder."""
@@ -164,6 +168,7 @@ class Profile:
                     f" {here[name]!r}); measure one here (example: workbench profile -p connector"
                     " nixl)"
                 )
+        given = {name: v for name, v in given.items() if name not in ("predict", "measure")}
         kept = {name: v for name, v in self.parameters.items() if name not in FREE}
         kept |= {name: self.parameters[name] for name in _LOAD}
         if given.get("trace_file"):

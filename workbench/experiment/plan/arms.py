@@ -167,7 +167,7 @@ def _of_all(said: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
 
 def _sweep_plan(params: PdSweep) -> ExperimentPlan:
     settings, model, capacity = engine_of(params)
-    asked = chosen(params, params.topologies, settings)
+    asked = chosen(params, params.measured, settings)
     arms, left_out = sweep_arms(params, settings, capacity, asked)
     _check_startable(params, arms, settings)
     made = _with_load("pd_sweep", params, arms, workload_of(params, settings, model))
@@ -182,7 +182,7 @@ def servers_of(params: PdSweep) -> tuple[Arm, list[str]]:
     """
     check_engine(params)
     settings, _, capacity = engine_of(params)
-    asked = chosen(params, params.topologies, settings)
+    asked = chosen(params, params.measured, settings)
     arms, _ = sweep_arms(params, settings, capacity, asked)
     _check_startable(params, arms, settings)
     return arms[0], [*engine_notes(params, settings), *_connector_doubts(arms[:1])]
@@ -206,7 +206,7 @@ def sweep_arms(
     With them, a sentence for each connector or opponent that was left out. Raises PlanError for
     what does not fit connector, topology and capacity.
     """
-    tp, topologies = params.tp, params.topologies
+    tp, topologies = params.tp, params.measured
     subjects = {topology: asked.subjects(topology) for topology in topologies}
     _check_transport(params, asked)
     for topology, names in subjects.items():

@@ -9,6 +9,7 @@ from math import isnan, nan
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from workbench.experiment.result.claim_account import ClaimAccount
+from workbench.experiment.result.predicted import FitRow, HeldOutRow, PredictedRow
 from workbench.metrics.gates.gate import Gate
 from workbench.metrics.gates.gate_effects import failed_gates
 from workbench.metrics.gates.gate_table import GRADES, Effect, Kind
@@ -612,6 +613,12 @@ class RunFacts:
     summary: tuple[SummaryRow, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     targets: tuple[TargetRow, ...] = ()
+    profile: str = ""
+    """Of a run with predictions: which run was profiled, or why nothing is predicted."""
+    fits: tuple[FitRow, ...] = ()
+    """Of that profile."""
+    held_out: tuple[HeldOutRow, ...] = ()
+    predictions: tuple[PredictedRow, ...] = ()
     client: Mapping[str, Number] = field(default_factory=dict)
     """The worst of each reading of the client's health."""
     launches: LaunchFacts | None = None

@@ -15,6 +15,7 @@ from workbench.report.figures.pareto import pareto
 from workbench.report.figures.predicted_rates import predicted_rates
 from workbench.report.figures.rates import rates
 from workbench.report.figures.readiness import readiness
+from workbench.report.figures.residuals import residuals
 from workbench.report.figures.side_by_side import speedups_by_model
 from workbench.report.figures.single_requests import (
     hit_against_ideal,
@@ -46,6 +47,7 @@ __all__ = [
     "rates",
     "readiness",
     "requests_over_time",
+    "residuals",
     "served_over_requests",
     "speedups",
     "speedups_by_model",
