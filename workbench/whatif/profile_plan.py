@@ -46,7 +46,7 @@ def profile_plan(params: PdSweep) -> ExperimentPlan:
         requests=params.requests or REQUESTS, rate_per_s=0.0, rates_per_s=[], search=False,
         arrivals="closed", concurrency=max(params.concurrency, LARGEST_BATCH), rounds=1,
         burstiness=1.0, end_rate_per_s=0.0, target_reuse=0.0, trace_file="", prompts_file="",
-        trace_speed=0.0, trace_block_tokens=0,
+        trace_speed=0.0, trace_block_tokens=0, concurrencies=[],
     )  # fmt: skip
     made = plan(asked)
     lengths = np.linspace(shortest, longest, LENGTHS).astype(int)
