@@ -28,7 +28,8 @@ def test_users_of_a_closed_loop_have_no_offered_rate(swept):
     assert chart.alt.startswith("Highest throughput: 5 req/s (1p1d, 8 users).")
     assert "1p1d at 2 users: TTFT 20.0 ms, 2.00 req/s completed" in chart.alt
     assert chart.caption.endswith(
-        "and goodput, which counts only requests within the limits (open)."
+        "and goodput, which counts only requests within the limits (open). Each user has one"
+        " request in flight."
     )
     assert "offered rate" in loads(swept).caption
 

@@ -58,7 +58,7 @@ def loads(frame: pd.DataFrame) -> Chart | None:
         for axes in (left, right):
             measured = sorted(rows["users"].dropna().unique())
             marks.log_axis(axes, rows[x], most=6, ticks=measured if len(measured) < 8 else ())
-            what = "users (requests in flight)" if closed else "offered rate, req/s"
+            what = "users" if closed else "offered rate, req/s"
             axes.set_xlabel(f"{what} (log scale)")
         if not closed:
             ends = right.get_xlim()
@@ -80,7 +80,8 @@ def loads(frame: pd.DataFrame) -> Chart | None:
         + "," * (limited or not closed)
         + " and" * (closed and limited)
         + " goodput, which counts only requests within the limits (open)" * limited
-        + ("." if closed else "," * limited + " and the offered rate (dotted)."),
+        + ("." if closed else "," * limited + " and the offered rate (dotted).")
+        + " Each user has one request in flight." * closed,
         keys=look,
         shows=("times",),
         attrs=frame.attrs,
