@@ -62,6 +62,7 @@ BOX = {"place": "container"}
 HOSTS = {"place": "ray"}
 SIZES = {"topology": "1a", "connector": "offload", "working_sets": [2]}
 PREDICT = {"topology": "1p2d", "predict": True, "measure": "1p2d"}
+USERS = {"concurrencies": [1, 2]}
 LIMIT = {"search": True, "ttft_limit_ms": 5}
 
 PARAMETERS = [
@@ -336,6 +337,16 @@ PARAMETERS = [
         "'closed'",
         "needs arrivals=auto",
     ),
+    (SWEEP, {"concurrencies": [2, 2]}, "concurrencies must be different", "[2, 2]", "1,2,4,8"),
+    (SWEEP, {"concurrencies": [0, 1]}, "concurrencies must be different", "[0, 1]", "above 0"),
+    (SWEEP, {"concurrencies": [1.5]}, "concurrencies must be a list of integers", "[1.5]", "1,2"),
+    (SWEEP, {**LIMIT, "concurrencies": [1]}, "search=True and concurrencies=1", "True", ""),
+    (SWEEP, {**USERS, "rates_per_s": [2.5]}, "rates_per_s=2.5 and concurrencies=1", "2.5", ""),
+    (SWEEP, {**USERS, "rate_per_s": 1}, "rate_per_s=1.0 and concurrencies=1", "1.0", ""),
+    (SWEEP, {**USERS, "concurrency": 4}, "concurrency=4 and concurrencies=1,2", "4", "1,2,4,8"),
+    (SWEEP, {**USERS, "arrivals": "gamma"}, "concurrencies needs arrivals=cl", "'gamma'", "closed"),
+    (SWEEP, {**USERS, "trace_speed": 1}, "concurrencies needs trace_speed=0", "1", "trace_speed 0"),
+    (SWEEP, {**SIZES, **USERS}, "working_sets needs a closed", "'closed'", "concurrencies"),
     (SWEEP, {"place": "moon"}, "place must be one of local, container", "'moon'", "place local"),
     (SWEEP, BOX, "place=container needs image,", "''", "-p image vllm/vllm-openai:v0.32.0"),
     (SWEEP, {"image": "a/b:1"}, "image=a/b:1 does not", "a/b:1", "-p place container"),
@@ -596,6 +607,11 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
      "-p connector mooncake -p mooncake_protocol rdma"),
     (lambda: plan(check_params(SWEEP, {"connector": "mooncake", "mooncake_protocol": "rdma"})),
      "mooncake_protocol must be tcp", "'rdma'", "without RDMA devices"),
+    (lambda: plan(check_params(SWEEP, {"engine": "simulated", "concurrencies": [1, 8],
+                                       "requests": 8})),
+     "each of concurrencies must be below 8,", "[1, 8]", "-p requests 80"),
+    (lambda: plan(check_params(SWEEP, {"engine": "simulated", "concurrencies": [4], **TURNS})),
+     "each of concurrencies must be at most 1,", "[4]", "conversations of a pass"),
     (lambda: plan(check_params(SWEEP, {"engine": "simulated", "time_budget_s": 3})),
      "time_budget_s must be at least", "3", "for a round of 3 arms"),
     (lambda: partial_page(Path("/none/pd_sweep/a-run")), "/none/pd_sweep/a-run must be the folder",

@@ -53,7 +53,8 @@ _MEMORY_EACH_GB = 16
 """Limit of the shared memory of one instance, without the store; unused memory is not taken."""
 _OF_A_RUN = ("timeout_s", "kernel_stamps", "client_workers", "seed", "context_tokens", "output_dir")
 _OF_A_SWEEP = (
-    *("rates_per_s", "search", "ttft_limit_ms", "tpot_limit_ms", "limits_share", "rounds"),
+    *("rates_per_s", "concurrencies", "search"),
+    *("ttft_limit_ms", "tpot_limit_ms", "limits_share", "rounds"),
 )
 
 

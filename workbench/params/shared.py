@@ -365,8 +365,8 @@ class LoadParams(EngineParams):
         return "poisson" if self.rate_per_s else "closed"
 
     @property
-    def swept(self) -> bool:
-        """Whether rates come from a sweep or search."""
+    def sweeps_rates(self) -> bool:
+        """Whether arrival rates come from a sweep or search."""
         return False
 
     def mistakes(self) -> Iterator[str]:
@@ -414,9 +414,9 @@ class LoadParams(EngineParams):
         if kind == "trace" and workload != "trace":
             yield needs(arriving, "workload=trace", workload, f"{timed} -p arrivals trace")
         at_a_rate = kind in _AT_A_RATE
-        if at_a_rate and not (self.rate_per_s or self.swept):
+        if at_a_rate and not (self.rate_per_s or self.sweeps_rates):
             yield needs(arriving, "rate_per_s above 0", self.rate_per_s, 2)
-        if self.rate_per_s and not (at_a_rate or self.swept):
+        if self.rate_per_s and not (at_a_rate or self.sweeps_rates):
             example = "-p arrivals poisson -p rate_per_s 2"
             yield unused("rate_per_s", self.rate_per_s, arriving, example)
         if self.burstiness != 1 and kind != "gamma":
@@ -430,6 +430,6 @@ class LoadParams(EngineParams):
         if turns and kind != "closed":
             needed = "arrivals=closed, because its turns wait for responses"
             yield needs(given, needed, kind, "-p arrivals closed -p rate_per_s 0")
-        if turns and self.swept:
+        if turns and self.sweeps_rates:
             needed = "a single-turn workload"
             yield needs("a rate sweep or search", needed, workload, f"-p workload {SCENARIOS[1]}")

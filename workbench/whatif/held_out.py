@@ -26,6 +26,8 @@ class HeldOut:
     arm: str
     rate_per_s: float
     """0 in a closed loop."""
+    users: int
+    """Requests in flight in a sweep over users; 0 without one."""
     requests: int
     measured: dict[str, float]
     """Medians over all rounds by metric; of `system_tps` the mean of the rounds."""
@@ -70,7 +72,9 @@ def held_out(profile: Profile, result: Result, *, with_profiled: bool = False) -
             continue
         rate_per_s = float(group["rate_per_s"].iloc[0]) or result.run.parameters["rate_per_s"]
         given = dict(result.run.parameters)
+        own = int(group["concurrency"].iloc[0]) if "concurrency" in group else 0
         given |= {"topology": text, "rate_per_s": rate_per_s, "rates_per_s": [], "search": False}
+        given |= {"concurrencies": []} | ({"concurrency": own} if own else {})
         if topology.aggregated:
             given["connector"] = profile.connector  # which moves nothing here
         params = profile.params(given)
@@ -81,6 +85,7 @@ def held_out(profile: Profile, result: Result, *, with_profiled: bool = False) -
             HeldOut(
                 arm=str(arm),
                 rate_per_s=rate_per_s,
+                users=own,
                 requests=len(group) // len(rounds),
                 measured=measured,
                 predicted=predict(profile, params, topology),

@@ -201,8 +201,8 @@ def _served(case: Case) -> Served:
 
     def search(first_per_s: float, top_per_s: float) -> Search:
         return Search(
-            limits=limits, first_per_s=first_per_s, bottom_per_s=_LOWEST * bound_per_s,
-            top_per_s=top_per_s, resolution=_RESOLUTION, most_points=14,
+            limits=limits, first=first_per_s, bottom=_LOWEST * bound_per_s,
+            top=top_per_s, resolution=_RESOLUTION, most_points=14,
         )  # fmt: skip
 
     met = _highest(search(bound_per_s / 2, top_per_s), share)
@@ -249,11 +249,11 @@ def _highest(search: Search, share: Callable[[float], float]) -> float:
     A rate that is not predicted has no share, and the search goes below it.
     """
     points: list[Point] = []
-    while (rate := search.next_rate(points)) is not None:
+    while (rate := search.next_load(points)) is not None:
         met = share(rate)
         counts = ((1_000_000,), (round(1e6 * met),)) if not isnan(met) else ((), ())
-        points.append(Point(rate_per_s=rate, sent=counts[0], met=counts[1]))
-    within = [p.rate_per_s for p in points if p.share >= search.limits.share]
+        points.append(Point(load=rate, sent=counts[0], met=counts[1]))
+    within = [p.load for p in points if p.share >= search.limits.share]
     return max(within, default=nan)
 
 

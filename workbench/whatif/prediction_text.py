@@ -7,6 +7,7 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
+from workbench.experiment.load_unit import USERS
 from workbench.experiment.result.result import load_result
 from workbench.whatif.held_out import CHECKED, HeldOut, covers, held_out
 from workbench.whatif.prediction import Predicted, Prediction, predict
@@ -57,6 +58,8 @@ def _aggregated(profile: Profile) -> Iterator[str]:
 
 def _checked(row: HeldOut) -> str:
     load = f"{row.rate_per_s:g} req/s" if row.rate_per_s else "a closed loop"
+    if row.users:
+        load = USERS.said(row.users)
     where = f"held-out {row.arm} at {load}, {row.requests} requests"
     if row.spoiled.struck:
         return f"{where}: left out, {row.spoiled.said}"

@@ -48,8 +48,8 @@ def profile_plan(params: PdSweep) -> ExperimentPlan:
         requests=params.requests or max(REQUESTS, 3 * largest // 2), rate_per_s=0.0,
         rates_per_s=[], search=False, arrivals="closed", concurrency=largest, rounds=1,
         burstiness=1.0, end_rate_per_s=0.0, target_reuse=0.0, trace_file="", prompts_file="",
-        trace_speed=0.0, trace_block_tokens=0, predict=False, measure="", targets=[],
-        ttft_limit_ms=0.0, tpot_limit_ms=0.0, gpu_hour_price="", time_budget_s=0.0,
+        trace_speed=0.0, trace_block_tokens=0, concurrencies=[], predict=False, measure="",
+        targets=[], ttft_limit_ms=0.0, tpot_limit_ms=0.0, gpu_hour_price="", time_budget_s=0.0,
     )  # fmt: skip
     made = plan(asked)
     lengths = np.linspace(shortest, longest, LENGTHS).astype(int)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from workbench.errors import ResultError, nearest
 from workbench.experiment.result import point_tables
 from workbench.experiment.result import result_tables as tables
-from workbench.experiment.result.facts import ClockRow, RateRow, RunFacts, TokenRow
+from workbench.experiment.result.facts import ClockRow, LoadRow, RunFacts, TokenRow
 from workbench.experiment.result.predicted import (
     FitRow,
     PredictedRow,
@@ -117,9 +117,9 @@ class Result:
         return self._marked(tables.comparison_frame(self.run.comparisons))
 
     @property
-    def rates(self) -> pd.DataFrame:
-        """One row per arm and offered rate of a sweep or search; empty without one."""
-        frame = self._marked(tables.frame_of(RateRow, self.run.rates))
+    def loads(self) -> pd.DataFrame:
+        """One row per arm and load of a sweep or search; empty without one."""
+        frame = self._marked(tables.frame_of(LoadRow, self.run.rates))
         frame.attrs["limited"] = self._limited
         return frame
 
@@ -200,9 +200,9 @@ class Result:
         frame.attrs["pass_times"] = self.run.pass_times
         return frame
 
-    def rate_table(self) -> pd.DataFrame:
-        """The rates as one table with units and intervals; empty without a sweep or search."""
-        return self._showing(tables.rate_table(self.run.rates, limited=self._limited), "times")
+    def load_table(self) -> pd.DataFrame:
+        """The loads as one table with units and intervals; empty without a sweep or search."""
+        return self._showing(tables.load_table(self.run.rates, limited=self._limited), "times")
 
     @property
     def _limited(self) -> bool:

@@ -10,10 +10,10 @@ from workbench.report.figures.cache_size import cache_size
 from workbench.report.figures.chart import Chart
 from workbench.report.figures.connectors import connectors
 from workbench.report.figures.links import links
+from workbench.report.figures.loads import loads
 from workbench.report.figures.panels import panels
 from workbench.report.figures.pareto import pareto
 from workbench.report.figures.predicted_rates import predicted_rates
-from workbench.report.figures.rates import rates
 from workbench.report.figures.readiness import readiness
 from workbench.report.figures.residuals import residuals
 from workbench.report.figures.side_by_side import speedups_by_model
@@ -41,10 +41,10 @@ __all__ = [
     "hits_by_tier",
     "latency_panels",
     "links",
+    "loads",
     "panels",
     "pareto",
     "predicted_rates",
-    "rates",
     "readiness",
     "requests_over_time",
     "residuals",

@@ -289,7 +289,7 @@ def speedups(comparisons: pd.DataFrame, metric: str, *, kind: str = "opponent") 
     """Ratios of one metric with their intervals, a row each; above 1 the first-named arm is better.
 
     `kind` is `opponent` (against the aggregated baseline) or `cache-state` (against cold). None for
-    a sweep over rates, which compares nothing.
+    a sweep over loads, which compares nothing.
     """
     name = _NAMES.get(metric, metric)
     other, why_none = _AGAINST[kind]
