@@ -27,8 +27,8 @@ from workbench.experiment.plan.engine_setup import (
     own_speed,
 )
 from workbench.experiment.plan.hit_plan import plan_hits
+from workbench.experiment.plan.loads import loads_of, users_by_limits
 from workbench.experiment.plan.plan import Arm, ExperimentPlan, OfModel, Pass, pass_in
-from workbench.experiment.plan.swept_loads import loads_of, users_by_limits
 from workbench.experiment.plan.traffic import WorkloadSpec, arrivals_of, length_doubts, workload_of
 from workbench.experiment.plan.which_connectors import Chosen, chosen
 from workbench.experiment.plan.working_sets import with_working_sets
