@@ -48,9 +48,11 @@ from workbench.serve.simulated.faults import applies
 from workbench.serve.tiny_model import model_facts
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import TensorParallel, Topology
+from workbench.whatif.highest_rates import highest_rates
 from workbench.whatif.prediction import predict
 from workbench.whatif.profile import read_profile
 from workbench.whatif.profile_plan import profile_plan
+from workbench.whatif.rate_curve import quick
 
 SWEEP, PREFIX, HITS = "pd_sweep", "single_instance_prefix_cache", "lmcache_hit_analysis"
 CLAIMS = "paper_claim_validation"
@@ -462,6 +464,15 @@ def foretold(**given: Any) -> None:
     predict(WHAT_IF, params, params.topologies[0])
 
 
+def split(gpus: int, **given: Any) -> None:
+    highest_rates(WHAT_IF, {"ttft_limit_ms": 500} | given, gpus)
+
+
+def moved(link: float = 1.0, **given: Any) -> None:
+    begun = {"rate_per_s": 1, "topology": "1p2d", "prompt_tokens": 4_000, "requests": 4}
+    quick(WHAT_IF, begun | given, link=link)
+
+
 def profile_file(change: dict[str, Any]) -> None:
     with TemporaryDirectory() as folder:
         read_profile(replace(WHAT_IF, **change).write(Path(folder)))
@@ -621,6 +632,18 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
     (lambda: foretold(ttft_limit_ms=5), "ttft_limit_ms must be at least 25", "5", ""),
     (lambda: foretold(tpot_limit_ms=0.1), "tpot_limit_ms must be at least 4.8", "0.1",
      "-p tpot_limit_ms 19"),
+    (lambda: split(40), "--splits must be 2 to 16", "40", "--splits 8"),
+    (lambda: split(2, ttft_limit_ms=0), "--splits needs ttft_limit_ms or tpot_limit_ms", "0",
+     "-p ttft_limit_ms 500"),
+    (lambda: split(2, topology="1p2d"), "topology=1p2d does not apply to --splits", "1p2d",
+     "workbench predict -p topology 1p2d"),
+    (lambda: split(2, arrivals="closed"), "arrivals must be auto, poisson, constant or gamma with",
+     "'closed'", "-p arrivals poisson"),
+    (lambda: moved(topology="1p2d,2a"), "topology must be one topology", "'1p2d,2a'",
+     "-p topology 1p2d"),
+    (lambda: moved(arrivals="closed"), "arrivals must be auto, poisson, constant or gamma, since",
+     "'closed'", "-p arrivals poisson"),
+    (lambda: moved(link=0), "link must be above 0", "0", "link=1"),
     (lambda: profile_file({"schema": 9}), "/", "must be a profile of schema 1, got 9",
      "workbench profile -p connector nixl"),
     (lambda: profile_file({"parameters": {}}), "/", "damaged profile: parameters has no engine",

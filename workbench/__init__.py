@@ -29,6 +29,7 @@ _HOMES = {
     "run": "workbench.experiment.run.run",
     "table": "workbench.report.tables",
     "validate": "workbench.claims.validation.validation",
+    "what_if": "workbench.explorer.opening",
 }
 _MODULES = {"figures", "machine"}
 

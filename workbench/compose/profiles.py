@@ -80,6 +80,11 @@ class Profile:
         return self.plan.settings.image.name
 
     @property
+    def notebook(self) -> str:
+        """The notebook that its measurement writes."""
+        return "out.ipynb" if self.first else f"out-{self.name}.ipynb"
+
+    @property
     def attach_line(self) -> str:
         """The command that measures its servers."""
         plan = self.plan
@@ -94,7 +99,7 @@ class Profile:
             "lmcache_url": plan.store_http_url if plan.connector.store is lmcache.STORE else "",
         }
         words = as_typed({name: value for name, value in given.items() if value} | {**self.load})
-        return f"papermill notebooks/pd_sweep.ipynb out.ipynb {shlex.join(words)}"
+        return f"papermill notebooks/pd_sweep.ipynb {self.notebook} {shlex.join(words)}"
 
 
 def compose_params(given: Mapping[str, Any]) -> PdSweep:

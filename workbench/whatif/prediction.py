@@ -63,34 +63,78 @@ class Prediction:
         return next((one for one in self.numbers if one.metric == metric), empty)
 
 
-def predict(profile: Profile, params: PdSweep, topology: Topology) -> Prediction:
-    """Predict the cold pass of `params` on a topology.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A load on a topology, ready to simulate."""
+
+    profile: Profile
+    params: PdSweep
+    topology: Topology
+    workload: Workload
+    hits: tuple[NDArray[np.int64], NDArray[np.int64]]
+
+    def at(self, rate_per_s: float) -> Case:
+        """The same requests at another rate."""
+        return replace(self, params=replace(self.params, rate_per_s=rate_per_s))
+
+    def load(self, draw: int = 0) -> Load:
+        """The requests of a draw: 0 has the seed of the parameters, others one of their own."""
+        seed = self.params.seed + draw
+        return _load(self.profile, self.params, self.workload, self.hits, seed)
+
+    def numbers(self, draw: int) -> dict[str, float]:
+        """The metrics of a draw: with its seed and its resample of the profile."""
+        found = simulate(self.topology, self.load(draw), self.profile.costs(draw))
+        return _numbers(found, limits_of(self.params))
+
+    def closed_form(self, *, compared: bool = False) -> ClosedForm:
+        """The highest rates; with the simulation of a long queue beside theory if `compared`."""
+        poisson = compared and self.params.arrival_kind == "poisson"
+        load, costs = self.load(), self.profile.costs()
+        rate = _rate(self.params, load)
+        return closed_form(self.topology, load, costs, rate_per_s=rate, poisson=poisson)
+
+
+def case_of(
+    profile: Profile, params: PdSweep, topology: Topology, *, workload: Workload | None = None
+) -> Case:
+    """The case of a load; `workload` is one that these parameters gave before.
 
     Raises PlanError where the workload does not fit the profile: lengths that were not measured,
     prompts beyond the KV space, limits that no request can meet.
     """
-    settings, model, _ = engine_of(params)
-    workload = workload_of(params, settings, model).sample
+    if workload is None:
+        settings, model, _ = engine_of(params)
+        workload = workload_of(params, settings, model).sample
     _check(profile, params, workload, topology)
     hits = _hits(profile, workload, topology)
+    return Case(profile=profile, params=params, topology=topology, workload=workload, hits=hits)
+
+
+def predict(profile: Profile, params: PdSweep, topology: Topology) -> Prediction:
+    """Predict the cold pass of `params` on a topology. Raises PlanError as `case_of` does."""
+    return predict_case(case_of(profile, params, topology), draws=RESAMPLES)
+
+
+def predict_case(case: Case, *, draws: int, compared: bool = True) -> Prediction:
+    """Predict a case, with intervals from so many draws beside the first one.
+
+    Without `compared` the simulation is not compared with the closed form, which takes longer than
+    a draw.
+    """
+    profile, topology = case.profile, case.topology
     costs = profile.costs()
-    load = _load(profile, params, workload, hits, params.seed)
-    poisson = params.arrival_kind == "poisson"
-    rate = _rate(params, load)
-    closed = closed_form(topology, load, costs, rate_per_s=rate, poisson=poisson)
+    closed = case.closed_form(compared=compared)
     if why := _saturated(closed):
         return Prediction(topology=topology, closed=closed, refused=why)
-    first = simulate(topology, load, costs)
-    if not rate:
+    first = simulate(topology, case.load(), costs)
+    if isnan(closed.rate_per_s):
         ended_s = (first.requests["sent_s"] + first.requests["e2e_s"]).max()
         closed = replace(closed, rate_per_s=float(len(first.requests) / ended_s))
     if why := _saturated(closed) or _outside(profile, first, costs):
         return Prediction(topology=topology, closed=closed, refused=why, simulated=first)
-    limits = _limits(params)
-    found = [_numbers(first, limits)]
-    for number in range(1, RESAMPLES + 1):
-        again = _load(profile, params, workload, hits, params.seed + number)
-        found.append(_numbers(simulate(topology, again, profile.costs(number)), limits))
+    found = [_numbers(first, limits_of(case.params))]
+    found += [case.numbers(draw) for draw in range(1, draws + 1)]
     return Prediction(
         topology=topology,
         closed=closed,
@@ -99,12 +143,13 @@ def predict(profile: Profile, params: PdSweep, topology: Topology) -> Prediction
             for metric in METRICS
             if (values := [one[metric] for one in found])
         ),
-        doubts=tuple(_doubts(profile, workload, closed, first)),
+        doubts=tuple(_doubts(profile, case.workload, closed, first)),
         simulated=first,
     )
 
 
-def _limits(params: PdSweep) -> Limits:
+def limits_of(params: PdSweep) -> Limits:
+    """The limits of TTFT and TPOT, and the share of requests that must meet them."""
     return Limits(
         ttft_s=params.ttft_limit_ms / 1000 or inf,
         tpot_s=params.tpot_limit_ms / 1000 or inf,

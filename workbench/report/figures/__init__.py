@@ -12,6 +12,7 @@ from workbench.report.figures.connectors import connectors
 from workbench.report.figures.links import links
 from workbench.report.figures.panels import panels
 from workbench.report.figures.pareto import pareto
+from workbench.report.figures.predicted_rates import predicted_rates
 from workbench.report.figures.rates import rates
 from workbench.report.figures.readiness import readiness
 from workbench.report.figures.side_by_side import speedups_by_model
@@ -21,6 +22,7 @@ from workbench.report.figures.single_requests import (
     requests_over_time,
     ttft_against_cached_share,
 )
+from workbench.report.figures.splits import splits
 from workbench.report.figures.tokens import hits_by_tier, served_over_requests, token_sources
 from workbench.report.figures.topologies import speedups, topology_overview
 from workbench.report.figures.waterfall import ttft_waterfall
@@ -40,12 +42,14 @@ __all__ = [
     "links",
     "panels",
     "pareto",
+    "predicted_rates",
     "rates",
     "readiness",
     "requests_over_time",
     "served_over_requests",
     "speedups",
     "speedups_by_model",
+    "splits",
     "token_sources",
     "topology_overview",
     "ttft_against_cached_share",
