@@ -45,6 +45,7 @@ def test_runs_with_nothing_in_common_say_so_instead_of_an_empty_table(tmp_path, 
     facts = json.loads((other / "result.json").read_text())
     for arm in facts["arms"]:
         arm.update(label="2a", topology="2a")
+    facts["arms"].append({**facts["arms"][0], "label": "4a", "topology": "4a"})
     (other / "result.json").write_text(json.dumps(facts))
     requests = pd.read_parquet(other / "requests.parquet").assign(arm="2a", topology="2a")
     requests.to_parquet(other / "requests.parquet")
