@@ -236,8 +236,7 @@ class _Live:
     """A chart of TTFT by request that grows while a run is under way."""
 
     def __init__(self) -> None:
-        self.figure = pictures.board(1, 1, [[{}]])
-        self.figure.layout.height = 320
+        self.figure = pictures.board(pictures.panels(1, 1, [[{}]]))
         self.figure.layout.dragmode = "zoom"
         self.figure.update_xaxes(title_text="requests in order of completion")
         self._count = 0
@@ -261,7 +260,7 @@ class _Live:
                 x, y = np.array(points[-share:]).T
                 drawn += len(x)
                 self.figure.data[number].update(x=x, y=y, marker=pictures.MARKER | looks[name])
-            pictures.place_legend(self.figure, len(self._points))
+            pictures.place_legend(self.figure, len(self._points), panels_px=300)
             every = np.array([point[1] for points in self._points.values() for point in points])
             pictures.set_axis(self.figure.layout.yaxis, "TTFT, ms", every)
             if drawn < self._count:

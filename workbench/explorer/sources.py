@@ -161,7 +161,7 @@ def _requests(result: Result) -> Source:
             for name, label in _TIMES.items()
             if rows[name].notna().any()
         },
-        x_label="sent, seconds since its pass began",
+        x_label="sent, s after its pass began",
         share_label="cached share of the prompt, %",
         name=name,
         page=lambda position: request_page(result, keys.iloc[position]),
@@ -217,7 +217,7 @@ def _lookups(log: LogFiles) -> Source:
         what="lookups",
         rows=shown,
         metrics=known,
-        x_label="seconds since the first lookup" if timed else "lookup, in the order of the log",
+        x_label="s after the first lookup" if timed else "lookup, in the order of the log",
         share_label="LMCache hit, % of the prompt",
         name=lambda position: f"lookup {position + 1}: {rows['request_id'].iloc[position]}",
         page=lambda position: lookup_page(rows.iloc[position], log.paths),
