@@ -77,12 +77,12 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         self.note, self.selection = widgets.HTML(), widgets.HTML()
         self.clear = widgets.Button(description="Clear selection", disabled=True)
         self.find = widgets.Text(
-            description="Find", placeholder="number or request id, then Enter",
+            description="Find", placeholder="number or id",
             continuous_update=False,
         )  # fmt: skip
         self.found = widgets.Select(
             options=[], description=what.capitalize(), rows=8,
-            layout=widgets.Layout(width="100%"),
+            layout=widgets.Layout(width="auto"),
         )  # fmt: skip
         self.page = widgets.HTML(
             f"<p>Click a point, or choose one of the {escape(what)} above, to see its details.</p>"
@@ -139,7 +139,6 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
                 traces.append(
                     pictures.scatter(points)(
                         mode="markers", showlegend=False, unselected={"marker": {"opacity": 0.1}},
-                        hovertemplate="%{text}<br>%{y:,.4g}, %{x:,.4g}<extra></extra>",
                     )
                 )  # fmt: skip
                 keys.append((number, panel, ""))
@@ -223,9 +222,11 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         for number, side in enumerate(self.sides):
             side.brushed = inside.get(number)
         self._busy = True
-        self.figure.layout.selections = [{"type": "rect"} | box]  # without the earlier ones
-        for trace in self.figure.data:
-            trace.selectedpoints = None  # otherwise equal points are not sent again
+        with self.figure.batch_update():
+            self.figure.layout.selections = [{"type": "rect"} | box]  # without the earlier ones
+            for (_, panel, _), trace in self._traces.items():
+                if panel != "spread":
+                    trace.selectedpoints = None  # otherwise equal points are not sent again
         self._busy = False
         self._draw(rescale=False)
 
@@ -314,10 +315,13 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
             "color": side.series[at], "symbol": np.repeat(symbols, counts),
         } | pictures.colours([self._looks[name]["color"] for name in side.names])  # fmt: skip
         texts = np.repeat(side.names, counts)
-        for panel, across in (("time", x), ("share", side.share)):
+        of = {"time": (x, side.source.x_label), "share": (side.share, side.source.share_label)}
+        for panel, (across, label) in of.items():
             self._traces[number, panel, ""].update(
-                x=across[at], y=values[at], text=texts, marker=marker, selectedpoints=marked
-            )
+                x=across[at], y=values[at], text=texts, marker=marker, selectedpoints=marked,
+                hovertemplate=f"%{{text}}<br>{self.metric.value}: %{{y:,.4g}}"
+                f"<br>{label}: %{{x:,.4g}}<extra></extra>",
+            )  # fmt: skip
         for series, name in enumerate(side.names):
             of_series = side.series == series
             line = values[side.picked & of_series]
@@ -381,6 +385,9 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
                 (f"{values[row]:,.4g}  {prefix}{side.source.name(int(row))}", (number, int(row)))
                 for row in rows
             ]
+        if wanted and not options:
+            what = self.sides[0].source.what
+            self.page.value = f"<p>None of these {escape(what)} has this id: {escape(wanted)}</p>"
         self._busy = True
         self.found.options = options
         self.found.value = None
