@@ -138,7 +138,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
                 # One trace for all series: a trace costs the browser more than a thousand points.
                 traces.append(
                     pictures.scatter(points)(
-                        mode="markers", showlegend=False, unselected={"marker": {"opacity": 0.1}},
+                        mode="markers", showlegend=False,
                     )
                 )  # fmt: skip
                 keys.append((number, panel, ""))
@@ -209,24 +209,22 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
             self._show(side, int(self.sides[side].drawn[points.point_inds[0]]))
 
     def _selected(self, boxes: Sequence[Mapping[str, Any]]) -> None:
-        """Select the rows in the newest box, also those that are not drawn."""
+        """Select the rows in any of the boxes, also those that are not drawn."""
         if self._busy or not boxes:
             return
-        box = {name: boxes[-1][name] for name in ("xref", "yref", "x0", "x1", "y0", "y1")}
-        x, y = (sorted((box[f"{axis}0"], box[f"{axis}1"])) for axis in "xy")
-        inside = {
-            number: self._inside(number, panel, x, y)
-            for number, panel in self._places
-            if self._axes(self.figure, number, panel)[1].anchor == box["xref"]
-        }
-        for number, side in enumerate(self.sides):
-            side.brushed = inside.get(number)
+        inside: dict[int, NDArray[np.bool_]] = {}
+        for box in boxes:
+            x, y = (sorted((box[f"{axis}0"], box[f"{axis}1"])) for axis in "xy")
+            for number, panel in self._places:
+                if self._axes(self.figure, number, panel)[1].anchor == box["xref"]:
+                    rows = self._inside(number, panel, x, y)
+                    inside[number] = rows | inside.get(number, np.zeros_like(rows))
         self._busy = True
         with self.figure.batch_update():
-            self.figure.layout.selections = [{"type": "rect"} | box]  # without the earlier ones
-            for (_, panel, _), trace in self._traces.items():
-                if panel != "spread":
-                    trace.selectedpoints = None  # otherwise equal points are not sent again
+            for number, side in enumerate(self.sides):
+                side.brushed = inside.get(number)
+                for panel in ("time", "share"):  # otherwise equal points are not sent again
+                    self._traces[number, panel, ""].selectedpoints = None
         self._busy = False
         self._draw(rescale=False)
 
@@ -239,7 +237,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
             return _between(across, *x) & _between(values, *y)
         inside = np.zeros(len(values), bool)
         for series in range(len(side.names)):
-            rows = np.flatnonzero(side.picked & (side.series == series))
+            rows = np.flatnonzero(side.chosen & (side.series == series))
             percent = 100 * (np.argsort(np.argsort(values[rows])) + 1) / max(1, len(rows))
             inside[rows] = _between(values[rows], *x) & _between(percent, *y)
         return inside
@@ -315,10 +313,13 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
             "color": side.series[at], "symbol": np.repeat(symbols, counts),
         } | pictures.colours([self._looks[name]["color"] for name in side.names])  # fmt: skip
         texts = np.repeat(side.names, counts)
+        # Plotly selects nothing again, late, when a box is taken away: then nothing is dimmed.
+        dimmed = pictures.MARKER["opacity"] if side.brushed is None else 0.1
         of = {"time": (x, side.source.x_label), "share": (side.share, side.source.share_label)}
         for panel, (across, label) in of.items():
             self._traces[number, panel, ""].update(
                 x=across[at], y=values[at], text=texts, marker=marker, selectedpoints=marked,
+                unselected={"marker": {"opacity": dimmed}},
                 hovertemplate=f"%{{text}}<br>{self.metric.value}: %{{y:,.4g}}"
                 f"<br>{label}: %{{x:,.4g}}<extra></extra>",
             )  # fmt: skip

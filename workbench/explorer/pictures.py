@@ -66,7 +66,7 @@ def axis_type(values: Values) -> str:
 
 class _Board(go.FigureWidget):  # type: ignore[misc]
     on_boxes: Callable[[Sequence[Mapping[str, Any]]], None] | None = None
-    """Called with the boxes that the browser shows after a brush, the newest last."""
+    """Called with the boxes that the browser shows after a brush, in data units."""
 
     @traitlets.observe("_js2py_relayout")  # type: ignore[untyped-decorator]
     def _handler_js2py_relayout(self, change: Any) -> None:
