@@ -3,7 +3,7 @@
 # make check    for those who work on the code: lint, types, imports, every test without real servers
 # make test     the same, then the fault matrix on simulated servers and the tests on the real engine
 # make test-places   real servers in containers (docker or podman) and on several hosts (root, RAY=1)
-# make test-long   what the tests do with few launches and few kills, with twenty
+# make test-long   what the tests do with few launches, kills and rounds, with more of each
 # make test-apart   the workbench in a new environment without vLLM, measuring that of .venv
 # make lab      JupyterLab on the notebooks
 # make compat VERSION=0.26.0   the workbench on another vLLM: a row of docs/compatibility.md
@@ -14,7 +14,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 FORCED := $(if $(FORCE),--force)
 export PATH := $(BIN):$(PATH)
 
-.PHONY: report report-all check test test-apart test-long test-places lab compat setup clean
+.PHONY: report report-all check quick test test-apart test-long test-places lab compat setup clean
 
 report: setup
 	@workbench run-all --params params/cpu_demo $(FORCED)
@@ -22,20 +22,22 @@ report: setup
 report-all: report
 	@workbench run pd_sweep --file params/cpu_connectors/pd_sweep.yaml $(FORCED)
 
+check: quick
+	pytest -m "alone and not engine"
+
 # Two tests at a time, but for those that measure time or take every core (the marker `alone`).
-check: setup
+quick: setup
 	ruff check .
 	ruff format --check .
 	mypy
 	lint-imports
 	nbstripout --verify --keep-id notebooks/*.ipynb
 	pytest -n 2 -m "not engine and not servers and not alone"
-	pytest -m "alone and not engine"
 
-test: check
-	pytest -n 2 -m "servers and not long"
-	pytest -n 2 --dist loadgroup -m "engine and not alone and not apart and not places and not long"
-	pytest -m "alone and engine"
+# Each call of pytest loads all tests, and ends with one of the two processes idle: so few calls.
+test: quick
+	pytest -n 2 --dist loadgroup -m "(servers or engine) and not (alone or apart or places or long)"
+	pytest -m alone
 
 # Servers in containers of docker or podman, whichever answers, and on hosts of network namespaces.
 test-places: setup

@@ -26,6 +26,18 @@ settings.register_profile("steady", derandomize=True, deadline=None)
 settings.load_profile("steady")
 
 
+@pytest.hookimpl(trylast=True)  # the folders have set their markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that of several processes none ends with much left for another."""
+
+    def shortness(item: pytest.Item) -> int:
+        if item.get_closest_marker("engine"):
+            return 0 if "notebooks" in item.path.parts else 1
+        return 2 if item.get_closest_marker("servers") else 3
+
+    items.sort(key=shortness)
+
+
 def marked_processes(token: str) -> dict[int, str]:
     """Live processes that inherited this token in their environment: pid -> command line."""
     found = {}

@@ -48,9 +48,11 @@ from workbench.serve.simulated.faults import applies
 from workbench.serve.tiny_model import model_facts
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import TensorParallel, Topology
+from workbench.whatif.highest_rates import highest_rates
 from workbench.whatif.prediction import predict
 from workbench.whatif.profile import read_profile
 from workbench.whatif.profile_plan import profile_plan
+from workbench.whatif.rate_curve import quick
 
 SWEEP, PREFIX, HITS = "pd_sweep", "single_instance_prefix_cache", "lmcache_hit_analysis"
 CLAIMS = "paper_claim_validation"
@@ -59,6 +61,8 @@ TURNS = {"workload": "multi_turn_conversation"}
 BOX = {"place": "container"}
 HOSTS = {"place": "ray"}
 SIZES = {"topology": "1a", "connector": "offload", "working_sets": [2]}
+PREDICT = {"topology": "1p2d", "predict": True, "measure": "1p2d"}
+USERS = {"concurrencies": [1, 2]}
 LIMIT = {"search": True, "ttft_limit_ms": 5}
 
 PARAMETERS = [
@@ -305,6 +309,21 @@ PARAMETERS = [
     (SWEEP, {"working_sets": [2]}, "working_sets needs connector=offload", "'lmcache'", "offload"),
     (SWEEP, {**SIZES, "workload": "text"}, "working_sets needs workload=ref", "'text'", "short"),
     (SWEEP, {**SIZES, "rates_per_s": [1]}, "working_sets needs a closed", "'closed'", "rate sweep"),
+    (SWEEP, {"measure": "1p2d"}, "measure=1p2d does not apply to predict=False", "1p2d", "-p pre"),
+    (SWEEP, {"predict": True}, "predict=True needs measure", "''", "-p measure 1p2d"),
+    (SWEEP, {**PREDICT, "measure": "2p1d"}, "measure must be of topology (1p2d)", "2p1d", "1p2d"),
+    (SWEEP, {**PREDICT, "measure": "2q"}, "measure must be of topology (1p2d)", "'2q'", "1p2d"),
+    (SWEEP, {**PREDICT, "connector": "all"}, "connector must be a single one", "'all'", "nixl"),
+    (SWEEP, {**PREDICT, "rates_per_s": [1]}, "rates_per_s=[1.0] and predict=True", "1", "-p meas"),
+    (SWEEP, {**PREDICT, **LIMIT}, "search=True and predict=True exclude", "True", "-p measure"),
+    (
+        SWEEP,
+        {**PREDICT, "models": "tiny,tiny-wide"},
+        "models=tiny,tiny-wide and",
+        "tiny-wide",
+        "-p",
+    ),
+    (SWEEP, {**PREDICT, **ATTACH}, "predict=True does not apply to", "True", "vllm"),
     (SWEEP, {**SIZES, "requests": 4}, "requests=4 does not", "4", "-p working_sets 0.5,2,8"),
     (SWEEP, {"time_budget_s": "an hour"}, "time_budget_s must be a number", "'an hour'", "3600"),
     (SWEEP, {"time_budget_s": -1}, "time_budget_s must be between 0 and", "-1", "3600"),
@@ -318,6 +337,16 @@ PARAMETERS = [
         "'closed'",
         "needs arrivals=auto",
     ),
+    (SWEEP, {"concurrencies": [2, 2]}, "concurrencies must be different", "[2, 2]", "1,2,4,8"),
+    (SWEEP, {"concurrencies": [0, 1]}, "concurrencies must be different", "[0, 1]", "above 0"),
+    (SWEEP, {"concurrencies": [1.5]}, "concurrencies must be a list of integers", "[1.5]", "1,2"),
+    (SWEEP, {**LIMIT, "concurrencies": [1]}, "search=True and concurrencies=1", "True", ""),
+    (SWEEP, {**USERS, "rates_per_s": [2.5]}, "rates_per_s=2.5 and concurrencies=1", "2.5", ""),
+    (SWEEP, {**USERS, "rate_per_s": 1}, "rate_per_s=1.0 and concurrencies=1", "1.0", ""),
+    (SWEEP, {**USERS, "concurrency": 4}, "concurrency=4 and concurrencies=1,2", "4", "1,2,4,8"),
+    (SWEEP, {**USERS, "arrivals": "gamma"}, "concurrencies needs arrivals=cl", "'gamma'", "closed"),
+    (SWEEP, {**USERS, "trace_speed": 1}, "concurrencies needs trace_speed=0", "1", "trace_speed 0"),
+    (SWEEP, {**SIZES, **USERS}, "working_sets needs a closed", "'closed'", "concurrencies"),
     (SWEEP, {"place": "moon"}, "place must be one of local, container", "'moon'", "place local"),
     (SWEEP, BOX, "place=container needs image,", "''", "-p image vllm/vllm-openai:v0.32.0"),
     (SWEEP, {"image": "a/b:1"}, "image=a/b:1 does not", "a/b:1", "-p place container"),
@@ -373,6 +402,20 @@ PARAMETERS = [
         "store_tiers=memory,disk does not",
         "memory,disk",
         "-p place local",
+    ),
+    (
+        SWEEP,
+        {**HOSTS, "cores_per_instance": 1},
+        "cores_per_instance=1 does not apply to place=ray",
+        "1",
+        "-p place local",
+    ),
+    (
+        SWEEP,
+        {**ATTACH, "cores_per_instance": 1},
+        "cores_per_instance=1 does not apply to engine=attach",
+        "1",
+        "-p engine vllm",
     ),
     (SWEEP, {**HOSTS, "engine": "simulated"}, "place=ray does not", "ray", "engine=simulated"),
     ("environment_check", BOX, "place=container needs image,", "''", ""),
@@ -448,6 +491,15 @@ def foretold(**given: Any) -> None:
     predict(WHAT_IF, params, params.topologies[0])
 
 
+def split(gpus: int, **given: Any) -> None:
+    highest_rates(WHAT_IF, {"ttft_limit_ms": 500} | given, gpus)
+
+
+def moved(link: float = 1.0, **given: Any) -> None:
+    begun = {"rate_per_s": 1, "topology": "1p2d", "prompt_tokens": 4_000, "requests": 4}
+    quick(WHAT_IF, begun | given, link=link)
+
+
 def profile_file(change: dict[str, Any]) -> None:
     with TemporaryDirectory() as folder:
         read_profile(replace(WHAT_IF, **change).write(Path(folder)))
@@ -492,6 +544,12 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
     (lambda: TensorParallel(decode=0), "decode_tp must be at least 1", "0", ""),
     (lambda: needs("100p100d", "cpu"), "topology must be one", "'100p100d'", "1p4d"),
     (lambda: needs("4p4d", "cuda"), "topology 4p4d needs 8 GPUs", "got 2", "1 visible"),
+    (lambda: plan(check_params(SWEEP, {"topology": "9p9d", "connector": "nixl", "platform": "cpu",
+                                       "cores_per_instance": 64})),
+     "topology 9p9d needs 1152 cores (18 instances x 64 cores_per_instance)", "got ",
+     "-p cores_per_instance 0"),
+    (lambda: plan(check_params(SWEEP, {"platform": "cuda", "cores_per_instance": 1})),
+     "cores_per_instance=1 does not apply to platform=cuda", "1", "-p platform cpu"),
     (lambda: needs("1a", "cuda", aggregated=2), "aggregated_tp must be at most", "2", "GPUs (1)"),
     (lambda: needs("1a", "cuda", Capacity()), "aggregated_tp must be at", "1", "-p platform cpu"),
     (lambda: needs("5a", "cpu", Capacity(free_memory_gb=3.0)), "topology 5a needs about 4.0 GB",
@@ -549,6 +607,11 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
      "-p connector mooncake -p mooncake_protocol rdma"),
     (lambda: plan(check_params(SWEEP, {"connector": "mooncake", "mooncake_protocol": "rdma"})),
      "mooncake_protocol must be tcp", "'rdma'", "without RDMA devices"),
+    (lambda: plan(check_params(SWEEP, {"engine": "simulated", "concurrencies": [1, 8],
+                                       "requests": 8})),
+     "each of concurrencies must be below 8,", "[1, 8]", "-p requests 80"),
+    (lambda: plan(check_params(SWEEP, {"engine": "simulated", "concurrencies": [4], **TURNS})),
+     "each of concurrencies must be at most 1,", "[4]", "conversations of a pass"),
     (lambda: plan(check_params(SWEEP, {"engine": "simulated", "time_budget_s": 3})),
      "time_budget_s must be at least", "3", "for a round of 3 arms"),
     (lambda: partial_page(Path("/none/pd_sweep/a-run")), "/none/pd_sweep/a-run must be the folder",
@@ -601,6 +664,18 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
     (lambda: foretold(ttft_limit_ms=5), "ttft_limit_ms must be at least 25", "5", ""),
     (lambda: foretold(tpot_limit_ms=0.1), "tpot_limit_ms must be at least 4.8", "0.1",
      "-p tpot_limit_ms 19"),
+    (lambda: split(40), "--splits must be 2 to 16", "40", "--splits 8"),
+    (lambda: split(2, ttft_limit_ms=0), "--splits needs ttft_limit_ms or tpot_limit_ms", "0",
+     "-p ttft_limit_ms 500"),
+    (lambda: split(2, topology="1p2d"), "topology=1p2d does not apply to --splits", "1p2d",
+     "workbench predict -p topology 1p2d"),
+    (lambda: split(2, arrivals="closed"), "arrivals must be auto, poisson, constant or gamma with",
+     "'closed'", "-p arrivals poisson"),
+    (lambda: moved(topology="1p2d,2a"), "topology must be one topology", "'1p2d,2a'",
+     "-p topology 1p2d"),
+    (lambda: moved(arrivals="closed"), "arrivals must be auto, poisson, constant or gamma, since",
+     "'closed'", "-p arrivals poisson"),
+    (lambda: moved(link=0), "link must be above 0", "0", "link=1"),
     (lambda: profile_file({"schema": 9}), "/", "must be a profile of schema 1, got 9",
      "workbench profile -p connector nixl"),
     (lambda: profile_file({"parameters": {}}), "/", "damaged profile: parameters has no engine",

@@ -15,8 +15,8 @@ ROOMS = sorted(init.parent for init in HOUSE.rglob("__init__.py"))
 TWICE = {
     "cache_size": "report/figures draws it",
     "claims": "report/figures draws them",
+    "loads": "report/figures draws them",
     "panels": "report/figures draws them",
-    "rates": "report/figures draws them",
     "rules": "monitoring has those of Prometheus, params those of parameters",
     "waterfall": "report/figures draws it",
     "working_sets": "report/figures draws their sweep",

@@ -25,10 +25,13 @@ _HOMES = {
     "load_result": "workbench.experiment.result.result",
     "machine": "workbench.hardware.machine",
     "plan": "workbench.experiment.plan.arms",
+    "profile_plan": "workbench.whatif.profiled_run",
     "read_peer": "workbench.metrics.peers.read_peer",
     "run": "workbench.experiment.run.run",
+    "run_and_predict": "workbench.whatif.profiled_run",
     "table": "workbench.report.tables",
     "validate": "workbench.claims.validation.validation",
+    "what_if": "workbench.explorer.opening",
 }
 _MODULES = {"figures", "machine"}
 

@@ -81,6 +81,7 @@ _EPILOG = """examples:
   workbench compose -p topology 1p4d > compose.yaml   for Docker Compose; see docs/compose.md
   workbench profile -p connector nixl               measure 1p1d for predictions; docs/whatif.md
   workbench predict profile.json -p topology 2p6d -p rate_per_s 3 -p ttft_limit_ms 500
+  workbench predict profile.json --splits 8 -p ttft_limit_ms 500 -p tpot_limit_ms 50
   papermill --help-notebook notebooks/pd_sweep.ipynb   every parameter of a notebook
 
 exit status:
@@ -281,6 +282,16 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--measured", type=Path, action="append", default=[], metavar="RUN",
         help="folder of a measured pd_sweep: print how far off its prediction is; repeat for more",
+    )  # fmt: skip
+    predict.add_argument(
+        "--splits", type=int, default=0, metavar="GPUS",
+        help="instead of one load: the highest rate within ttft_limit_ms and tpot_limit_ms of every"
+        " P:D ratio on 2 to GPUS GPUs, with cost if gpu_hour_price is set",
+    )  # fmt: skip
+    predict.add_argument(
+        "--page", type=Path, metavar="FILE",
+        help="only with --splits: write the page to FILE, SVG and PNG beside it (default:"
+        " splits.html beside the profile)",
     )  # fmt: skip
     _add_parameters(predict)
     predict.set_defaults(act=commands.predict)

@@ -156,19 +156,45 @@ def profile(options: argparse.Namespace) -> int:
 
     from workbench.experiment.run.run import run
     from workbench.params.notebooks import check_params
-    from workbench.whatif.profile import profile_of
+    from workbench.report.page import write_page
     from workbench.whatif.profile_plan import profile_plan
+    from workbench.whatif.profiled_run import with_fits
 
     result = asyncio.run(run(profile_plan(check_params("pd_sweep", given_parameters(options)))))
-    print(profile_of(result).write(result.folder))
+    with_fits(result)
+    print(write_page(result.folder))
+    print(result.folder / "profile.json")
     return 0
 
 
 def predict(options: argparse.Namespace) -> int:
     """Predict a topology from a profile."""
+    given = given_parameters(options)
+    if options.splits:
+        return _splits(options, given)
+    if options.page:
+        raise ParameterError(
+            needs("--page", "--splits", options.splits, "--splits 8 --page splits.html")
+        )
     from workbench.whatif.prediction_text import prediction_page
 
-    print(prediction_page(options.profile, given_parameters(options), options.measured))
+    print(prediction_page(options.profile, given, options.measured))
+    return 0
+
+
+def _splits(options: argparse.Namespace, given: dict[str, Any]) -> int:
+    """Predict the highest rate of every split, and write it as a page."""
+    from workbench.exports.split_page import PAGE, split_lines, write_split_page
+    from workbench.whatif.highest_rates import highest_rates
+    from workbench.whatif.profile import read_profile
+
+    if options.measured:
+        example = "workbench predict profile.json --measured RUN"
+        raise ParameterError(unused("--measured", options.measured[0], "--splits", example))
+    found = highest_rates(read_profile(options.profile), given, options.splits)
+    print(*split_lines(found), "", sep="\n")
+    page = options.page or options.profile.with_name(PAGE)
+    print(*write_split_page(found, page, shlex.join(["workbench", *options.words])), sep="\n")
     return 0
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 import ssl
 from collections.abc import Mapping
 from functools import cache
@@ -29,6 +31,13 @@ def control_client(
     return httpx.AsyncClient(
         timeout=timeout_s, trust_env=False, verify=control_context(), headers=headers
     )
+
+
+def curl_line(url: str, model: str) -> str:
+    """The command that sends a short completion request to a server."""
+    body = {"model": model, "prompt": "A KV cache holds", "max_tokens": 16}
+    header = "-H 'Content-Type: application/json'"
+    return f"curl {url}/v1/completions {header} -d {shlex.quote(json.dumps(body))}"
 
 
 def control_context() -> ssl.SSLContext:

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from workbench.errors import ParameterError, ResultError, WorkbenchError
-from workbench.params.notebooks import NOTEBOOKS, EngineParams, as_typed, changed, check_params
+from workbench.params.notebooks import (
+    NOTEBOOKS,
+    EngineParams,
+    PdSweep,
+    as_typed,
+    changed,
+    check_params,
+)
 
 if TYPE_CHECKING:
     from workbench.experiment.result.facts import RunFacts, RunOutcome
@@ -116,6 +123,10 @@ def run_notebook(
         check_engine(params)
         if force:
             RunFolder.forget(params.output_dir, notebook, name)
+            if isinstance(params, PdSweep) and params.predict:
+                from workbench.whatif.profiled_run import forget_profile
+
+                forget_profile(params)
     print(f"{notebook} {name}: starting the notebook", file=progress, flush=True)
     home.mkdir(parents=True, exist_ok=True)
     source = repository_root() / "notebooks" / f"{notebook}.ipynb"

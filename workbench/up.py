@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shlex
 import signal
@@ -13,6 +12,7 @@ from datetime import datetime
 from itertools import count
 from pathlib import Path
 
+from workbench.control import curl_line
 from workbench.errors import DeploymentError, LaunchError
 from workbench.experiment.plan.arms import servers_of
 from workbench.experiment.plan.plan import Arm
@@ -79,7 +79,6 @@ async def _until_a_server_ends(arm: Arm, params: PdSweep, plan: DeploymentPlan, 
 
 def _usage(running: Deployment, arm: Arm, params: PdSweep) -> Iterator[str]:
     """Where the servers are, and commands that work as typed."""
-    body = {"model": running.model, "prompt": "A KV cache holds", "max_tokens": 16}
     metrics = {i.name: i.url for i in running.instances} | running.store_urls
     measured = {"topology": arm.topology_text, **parameters_for(running)}
     usual = PdSweep()
@@ -88,8 +87,7 @@ def _usage(running: Deployment, arm: Arm, params: PdSweep) -> Iterator[str]:
     notebook = _typed(repository_root() / "notebooks" / "pd_sweep.ipynb")
     yield f"ready after {running.started_s:.0f} s: {running.url} (model {running.model})\n"
     yield "use it:"
-    yield f"  curl {running.url}/v1/completions -H 'Content-Type: application/json' \\"
-    yield f"    -d {shlex.quote(json.dumps(body))}"
+    yield f"  {curl_line(running.url, running.model)}"
     yield "measure it:"
     yield f"  {shlex.join(['papermill', notebook, 'out.ipynb', *as_typed(measured)])}"
     yield "metrics:"

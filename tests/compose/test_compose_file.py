@@ -1,5 +1,6 @@
 """The file as a whole: Docker's own Compose takes it, and its first lines are commands."""
 
+import json
 import re
 import shlex
 
@@ -38,10 +39,16 @@ def test_a_mistake_is_found_so_the_check_can_fail(written, compose):
 
 
 def test_the_first_line_measures_and_the_second_starts(written):
-    first, second, third, *_ = written(topology="1p4d", connector="lmcache").splitlines()
+    text = written(topology="1p4d", connector="lmcache")
+    first, second, third, fourth, fifth, *_ = text.splitlines()
     assert first.startswith("# papermill notebooks/pd_sweep.ipynb out.ipynb -p engine attach ")
     assert second == "# docker compose --profile disaggregated up --build --detach --wait"
     assert third == "# docker compose --profile disaggregated down --volumes"
+    assert fourth == "# workbench report out.ipynb"
+    url, body = re.match(r"# curl (\S+) .* -d '(.*)'$", fifth).groups()
+    assert url.removesuffix("/v1/completions") in first
+    assert json.loads(body)["model"] in yaml.safe_load(text)["services"]["prefill-0"]["command"]
+    assert "out-aggregated.ipynb -p engine attach" in text  # does not replace the first's
 
 
 def test_a_value_of_several_lines_stays_a_comment_and_its_command_works(written):

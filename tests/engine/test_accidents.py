@@ -2,21 +2,30 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.notebooks.conftest import clean_env as clean_env
+from tests.notebooks.conftest import papermill as papermill
+from tests.notebooks.conftest import typed as typed
 from workbench.errors import LaunchError
+from workbench.experiment.plan.arms import plan
+from workbench.experiment.run.run import run
 from workbench.load.drive.driver import drive_in_thread
 from workbench.load.workload.arrivals import closed
 from workbench.load.workload.workload import reference
+from workbench.params.notebooks import PdSweep
 from workbench.serve.deployment import Deployment, DeploymentPlan
 from workbench.serve.processes.ports import unused_ports
+from workbench.serve.tiny_model import tiny_model
 from workbench.serve.vllm import EngineSettings
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -97,3 +106,27 @@ async def test_a_store_killed_in_mid_run_is_noticed_and_every_request_ends(deplo
         # None of them waits until the client's timeout.
         assert set(errors) <= {"", "http_502", "stream_error"}
         assert "store" in [p.spec.name for p in deployment.dead()]
+
+
+async def test_a_failed_rerun_leaves_the_earlier_good_result_untouched(
+    papermill: Any, tmp_path: Path, one_launcher: None
+) -> None:
+    model = Path(shutil.copytree(tiny_model(), tmp_path / "model"))
+    given: dict[str, Any] = {
+        "topology": "1a", "connector": "none", "rounds": 1, "prompt_tokens": 3000, "requests": 2,
+        "output_tokens": 8, "model": str(model),
+    }  # fmt: skip
+    await run(plan(PdSweep(**given, output_dir=str(tmp_path))), echo=lambda _: None)
+    (result,) = (tmp_path / "pd_sweep").glob("*/result.json")
+    before = result.read_bytes()
+
+    (model / "model.safetensors").unlink()
+    arguments = " ".join(f"-p {name} {value}" for name, value in given.items())
+    again = await asyncio.to_thread(papermill, "pd_sweep", arguments)
+    assert again.returncode != 0
+    assert "aggregated-0 did not start" in again.stderr
+    assert result.read_bytes() == before
+    (attempt,) = (tmp_path / "pd_sweep").glob("*/attempt-*/result.json")
+    assert '"status": "failed"' in attempt.read_text()
+    # The same parameters, so the same run: it is that result which was not touched.
+    assert attempt.parent.parent == result.parent

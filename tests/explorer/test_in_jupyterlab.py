@@ -20,6 +20,7 @@ import nbformat
 import pytest
 
 from tests.conftest import left_running, marked_processes
+from tests.whatif.known import known_profile
 from workbench.experiment.result.result import Result
 
 CHROMIUM = shutil.which("chromium")
@@ -33,12 +34,13 @@ pytestmark = [
 
 @pytest.fixture
 def lab(recorded: Result, tmp_path: Path, nothing_running: str) -> Iterator[str]:
-    """The address of a JupyterLab with a notebook of two cells: a form, and an explorer."""
+    """The address of a JupyterLab with a notebook of a form, an explorer, and sliders."""
     pytest.importorskip("jupyterlab", reason="pip install -e .[notebooks]")
     values = f"engine='simulated', topology='1a', rounds=50, output_dir={str(tmp_path / 'out')!r}"
     cells = [
         f"import workbench as wb\nwb.form('pd_sweep', connector='none', {values})",
         f"wb.explore({str(recorded.folder)!r})",
+        f"wb.what_if({str(known_profile().write(tmp_path))!r}, prompt_tokens=4000)",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
@@ -161,6 +163,29 @@ def test_a_form_is_filled_and_a_run_cancelled_and_requests_are_explored(
         begins = Path(waiting.value.path()).read_bytes()[:8]
         assert begins.startswith({"SVG": b"<svg", "PNG": b"\x89PNG"}[kind])
 
+    # The sliders: by keyboard, and a refusal instead of numbers outside the profiled range.
+    said = tab.locator(".workbench [role=status]")
+    before_said = said.inner_text()
+    rate = tab.locator(".widget-slider", has_text="Rate, req/s").locator(".noUi-handle")
+    rate.focus()
+    tab.keyboard.press("ArrowRight")
+    tab.wait_for_function(
+        "(b) => document.querySelector('.workbench [role=status]')?.innerText !== b",
+        arg=before_said,
+    )
+    picture(tab, tmp_path, "sliders", rate)
+    prompt = tab.locator(".widget-slider", has_text="Prompt tokens").locator(".noUi-handle")
+    prompt.focus()
+    tab.keyboard.press("End")
+    tab.get_by_role("alert").get_by_text("within the profiled lengths").wait_for()
+    assert said.count() == 0 and tab.locator(".wb-drawing").count() == 0
+    picture(tab, tmp_path, "sliders-refused", rate)
+    tab.keyboard.press("Home")
+    tab.get_by_role("alert").get_by_text("within the profiled lengths").wait_for()
+    tab.locator(".widget-slider", has_text="Prompt tokens").locator(".widget-readout").fill("4000")
+    tab.keyboard.press("Enter")
+    said.wait_for()
+
     # Both schemes can be read.
     picture(tab, tmp_path, "request", tab.locator(".wb-one"))
     tab.get_by_role("menuitem", name="Settings", exact=True).click()
@@ -170,3 +195,4 @@ def test_a_form_is_filled_and_a_run_cancelled_and_requests_are_explored(
     picture(tab, tmp_path, "request-dark", tab.locator(".wb-one"))
     picture(tab, tmp_path, "form-dark", run)
     picture(tab, tmp_path, "brushed-dark", figure)
+    picture(tab, tmp_path, "sliders-dark", rate)

@@ -11,7 +11,7 @@ import pytest
 from tests.experiment.result.test_point_tables import RUN
 from tests.golden.replay import RECORDINGS
 from workbench.experiment.result import result_file
-from workbench.experiment.result.facts import RateRow
+from workbench.experiment.result.facts import LoadRow
 from workbench.experiment.result.result import Result
 from workbench.exports.sheets import save_tables, tables_of
 from workbench.metrics.latency import latencies
@@ -80,7 +80,7 @@ def test_use_says_what_the_page_says_by_table_and_row(result, sweep):
     def card(kind):
         return {"label": "n", "value": 1.0, "low": 0.9, "high": 1.1, "rests_on": kind}
 
-    rates = dict.fromkeys(RateRow.__dataclass_fields__, 1.0) | {"n_requests": 9, "n_rounds": 1}
+    rates = dict.fromkeys(LoadRow.__dataclass_fields__, 1.0) | {"n_requests": 9, "n_rounds": 1}
     search = {"met_per_s": 1.0, "missed_per_s": 2.0, "resolved": True, "reason": ""}
     facts = {
         "rates": [rates | {"arm": "1p4d"}], "searches": [search | {"arm": "1p4d"}],

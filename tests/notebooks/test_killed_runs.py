@@ -95,7 +95,7 @@ def test_nothing_outlives_a_run_that_is_ended_at_a_random_moment(
 def test_two_sweeps_at_the_same_time_do_not_collide(
     tmp_path: Path, clean_env: dict[str, str], nothing_left: str
 ) -> None:
-    sweep = "-p topology 1p1d -p opponents False -p prompt_tokens 2000 -p rounds 2 -p requests 2"
+    sweep = "-p topology 1p1d -p opponents False -p prompt_tokens 2000 -p rounds 1 -p requests 2"
     both = [
         subprocess.Popen(
             f"papermill notebooks/pd_sweep.ipynb {tmp_path}/{name}.ipynb"

@@ -22,12 +22,13 @@ def plan(
     *,
     tp: TensorParallel | None = None,
     capacity: Capacity | None = None,
+    cores: int = 0,
 ) -> DeploymentPlan:
     known = Topology.parse(topology)
     return plan_deployment(
         known,
         connector(name),
-        EngineSettings(model=Path("/models/tiny"), platform=platform),
+        EngineSettings(model=Path("/models/tiny"), platform=platform, cores_per_instance=cores),
         ports=count(20_000),
         tp=tp,
         capacity=capacity or (EIGHT if platform != "cpu" else Capacity()),
@@ -155,6 +156,15 @@ def test_a_gpu_is_shared_only_when_all_are_in_use():
     made = plan("1p3d", "nixl", "cuda", capacity=Capacity(devices=("0", "1"), instances_per_gpu=2))
     assert devices(made) == ["0", "1", "0", "1"]
     assert all("--gpu-memory-utilization 0.45" in p.command_line for p in made.instances)
+
+
+def test_each_cpu_instance_may_have_cores_of_its_own():
+    made = plan("1p2d", "nixl", capacity=Capacity(cores=(1, 2, 3, 5, 6, 7)), cores=2)
+    assert [process.cores for process in made.processes] == [(1, 2), (3, 5), (6, 7), ()]
+    assert made.instances[1].command_line.startswith("taskset --cpu-list 3,5 ")
+    assert made.instances[1].env["OMP_NUM_THREADS"] == "2"
+    shared = plan("1p2d", "nixl", capacity=Capacity(cores=(1, 2)))
+    assert {process.cores for process in shared.processes} == {()}
 
 
 def test_what_is_planned_can_be_read_and_typed_again():

@@ -1,6 +1,8 @@
 import re
 from dataclasses import replace
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from tests.whatif.known import COSTS, FRONT_S, known_profile, known_run
@@ -29,6 +31,30 @@ def test_a_profile_finds_the_costs_of_the_run(run):
     assert found.kv_tokens["decode"] == 268_435_456 // 768
     assert found.prefill.ranges == {"tokens": (1_000.0, 8_000.0)}
     assert found.transfer.residual < 0.3
+
+
+def test_the_1a_of_the_run_checks_the_profile(run):
+    """Its steps mix prompts and decoding, as no step of 1p1d does."""
+    alone = known_run("1a").requests
+
+    def errors(rows):
+        both = pd.concat([run.requests, rows])
+        return profile_of(replace(run, frames=run.frames | {"requests": both})).aggregated
+
+    found = errors(alone)
+    assert set(found) == {"cold, 1", "cold, 4"}
+    assert np.abs(list(found.values())).max() < 0.05
+    slower = errors(alone.assign(ttft_s=2 * alone["ttft_s"]))
+    assert slower["cold, 4"][0] == pytest.approx(-0.5, abs=0.03)
+    assert profile_of(run).aggregated == {}
+
+
+def test_a_parameter_that_is_newer_than_the_profile_has_its_default():
+    older = {k: v for k, v in known_profile().parameters.items() if k != "cores_per_instance"}
+    profile = replace(known_profile(), parameters=older)
+    assert profile.params({"cores_per_instance": 0}).cores_per_instance == 0
+    with pytest.raises(PlanError, match="cores_per_instance must be the profile's 0, got 1"):
+        profile.params({"cores_per_instance": 1})
 
 
 def test_a_profile_is_the_same_after_writing_and_reading(run, tmp_path):
@@ -145,7 +171,8 @@ def test_the_plan_measures_lengths_and_batches_of_1p1d():
     assert [str(arm.topology) for arm in made.arms] == ["1p1d", "1a"]
     split, alone = (arm.passes for arm in made.arms)
     assert [one.concurrency for one in split] == [1, 2, 4, 2, 4, 8, 16, 32]
-    assert [one.concurrency for one in alone] == [1]
+    assert [one.concurrency for one in alone] == [1, 4]
+    assert len(made.workload.sample.requests) == 48  # more than are in flight
     lengths = {request.prompt_tokens for request in made.workload.sample.requests}
     assert sorted(lengths) == [2_000, 3_200, 4_400, 5_600, 6_800, 8_000]
     assert made.arrivals_in(split[-1]).concurrency == 32

@@ -15,7 +15,9 @@ import yaml
 from workbench.compose.observers import GRAFANA_PORT, PASSWORD, PROFILE, observers_of
 from workbench.compose.profiles import Profile, compose_params, profiles_of
 from workbench.compose.services import escaped, services_of
+from workbench.control import curl_line
 from workbench.params.notebooks import as_typed
+from workbench.serve.vllm import SERVED_MODEL
 
 _NAME = "workbench"
 
@@ -44,12 +46,17 @@ def compose_file(given: Mapping[str, Any]) -> str:
 
 
 def _comments(profiles: Sequence[Profile], given: Mapping[str, Any]) -> list[str]:
-    """The comments at the top: the first line measures the servers that the second starts."""
+    """The comments at the top: the first line measures the servers that the second starts.
+
+    The third stops them, the fourth renders the page, the fifth sends a request.
+    """
     first, *others = profiles
     lines = [
         f"# {first.attach_line}",
         f"# docker compose --profile {first.name} up --build --detach --wait",
         f"# docker compose --profile {first.name} down --volumes",
+        f"# workbench report {first.notebook}",
+        f"# {curl_line(first.plan.url, SERVED_MODEL)}",
         "#",
         f"# Profile {first.name}: {first.plan.topology} over {first.plan.connector.name}.",
     ]

@@ -53,7 +53,8 @@ _MEMORY_EACH_GB = 16
 """Limit of the shared memory of one instance, without the store; unused memory is not taken."""
 _OF_A_RUN = ("timeout_s", "kernel_stamps", "client_workers", "seed", "context_tokens", "output_dir")
 _OF_A_SWEEP = (
-    *("rates_per_s", "search", "ttft_limit_ms", "tpot_limit_ms", "limits_share", "rounds"),
+    *("rates_per_s", "concurrencies", "search"),
+    *("ttft_limit_ms", "tpot_limit_ms", "limits_share", "rounds"),
 )
 
 
@@ -80,6 +81,11 @@ class Profile:
         return self.plan.settings.image.name
 
     @property
+    def notebook(self) -> str:
+        """The notebook that its measurement writes."""
+        return "out.ipynb" if self.first else f"out-{self.name}.ipynb"
+
+    @property
     def attach_line(self) -> str:
         """The command that measures its servers."""
         plan = self.plan
@@ -94,7 +100,7 @@ class Profile:
             "lmcache_url": plan.store_http_url if plan.connector.store is lmcache.STORE else "",
         }
         words = as_typed({name: value for name, value in given.items() if value} | {**self.load})
-        return f"papermill notebooks/pd_sweep.ipynb out.ipynb {shlex.join(words)}"
+        return f"papermill notebooks/pd_sweep.ipynb {self.notebook} {shlex.join(words)}"
 
 
 def compose_params(given: Mapping[str, Any]) -> PdSweep:

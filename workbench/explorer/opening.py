@@ -1,4 +1,4 @@
-"""`wb.form` and `wb.explore`: widgets where a front end shows them, otherwise a figure or text."""
+"""`wb.form`, `wb.explore`, `wb.what_if`: widgets in a front end, otherwise a figure or text."""
 
 from __future__ import annotations
 
@@ -72,6 +72,31 @@ def explore(
     from workbench.explorer.sources import source_of
 
     return Explorer([source_of(one) for one in found])
+
+
+def what_if(profile: Path | str, *, interactive: bool | None = None, **values: Any) -> Any:
+    """Sliders that move rate, lengths, cached share and link of a prediction from a profile.json.
+
+    `values` are parameters of `pd_sweep` to begin with, such as `topology="1p4d", rate_per_s=2`.
+    Without a front end, as under papermill, it is a static figure, or the sentence that says why
+    nothing is predicted; `interactive` overrides this choice. Raises ResultError for a file that
+    is no profile, PlanError and ParameterError for values that the profile does not fit.
+    """
+    from workbench.report.figures import predicted_rates
+    from workbench.whatif.profile import read_profile
+    from workbench.whatif.rate_curve import quick, started
+
+    found = read_profile(profile)
+    begun = started(found, values)
+    if not _shown(interactive):
+        made = quick(found, begun)
+        if made.prediction.refused:
+            return _markdown(made.sentence)
+        return predicted_rates(made.curves, made.sentence, " ".join(made.notes))
+    _prepare("wb.what_if")
+    from workbench.explorer.sliders import Sliders
+
+    return Sliders(found, begun)
 
 
 def _markdown(text: str) -> Any:

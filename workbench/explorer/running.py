@@ -14,7 +14,6 @@ from workbench.experiment.plan.arms import plan
 from workbench.experiment.result.result import Result
 from workbench.experiment.result.run_folder import output_root
 from workbench.experiment.run.progress import Standing, read_standing
-from workbench.experiment.run.run import run
 from workbench.experiment.run.run_log import Echo, OnRecord
 from workbench.metrics.latency import latencies
 from workbench.params.notebooks import (
@@ -25,6 +24,7 @@ from workbench.params.notebooks import (
 )
 from workbench.params.run_id import run_id
 from workbench.records import RequestRecord, to_frame
+from workbench.whatif.profiled_run import profile_plan, run_and_predict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +56,11 @@ def planned(params: EngineParams | EnvironmentCheck) -> Planned:
         analysis = hit_analysis(params)
         return Planned(str(analysis), lambda echo, on: analysis.run(echo=echo, on_record=on))
     made = plan(params)
-    return Planned(str(made), lambda echo, on: run(made, echo=echo, on_record=on))
+    profiling = profile_plan(made)
+    return Planned(
+        "\n\n".join(str(one) for one in (made, profiling) if one),
+        lambda echo, on: run_and_predict(made, profiling, echo=echo, on_record=on),
+    )
 
 
 @dataclass(slots=True)

@@ -24,6 +24,7 @@ def style() -> str:
 .wb-bar span {{ min-width: 1px; }}
 .workbench .wb-number {{ text-align: right; font-variant-numeric: tabular-nums; }}
 .wb-bar span, .workbench td i {{ box-shadow: inset 0 0 0 1px #7f8c99; }}
+.wb-drawing {{ overflow-x: auto; background: #fff; padding: 6px; max-width: 800px; }}
 .wb-help {{ opacity: .85; }}
 .wb-field {{ flex-flow: row wrap; align-items: center; }}
 .wb-field > .widget-html {{ flex: 1 1 240px; }}

@@ -79,11 +79,13 @@ def write_benchmark_reports(path: str | Path) -> list[Path]:
 def benchmark_reports(result: Result) -> Iterator[tuple[str, dict[str, Any]]]:
     """The reports of a run with a name for each, such as `1p4d-lmcache-cold`."""
     requests = result.frames["requests"]
-    keys = [name for name in ("arm", "pass", "rate_per_s") if name in requests]
+    keys = [name for name in ("arm", "pass", "rate_per_s", "concurrency") if name in requests]
     taken: set[str] = set()
     for values, rows in requests.groupby(keys, sort=False, dropna=False):
-        arm, cache_state, *rates = map(str, values)
-        rate = float(rates[0]) if rates else 0.0
+        arm, cache_state = map(str, values[:2])
+        # neither is in a result of an early version
+        load = dict(zip(keys[2:], map(float, map(str, values[2:])), strict=True))
+        rate = load.get("rate_per_s", 0.0)
         words = [arm, cache_state, *([f"{rate:g} per s"] if rate > 0 else [])]
         label = " ".join(words)
         name = re.sub(r"[^\w.]+", "-", label).strip("-") or "report"
@@ -91,11 +93,16 @@ def benchmark_reports(result: Result) -> Iterator[tuple[str, dict[str, Any]]]:
         numbered = (name, *(f"{name}-{number}" for number in range(2, len(taken) + 3)))
         name = next(each for each in numbered if each.casefold() not in taken)
         taken.add(name.casefold())
-        yield name, _report(result, rows, arm, cache_state, rate, label)
+        yield name, _report(result, rows, arm, cache_state, load, label)
 
 
 def _report(
-    result: Result, rows: pd.DataFrame, arm: str, cache_state: str, rate: float, label: str
+    result: Result,
+    rows: pd.DataFrame,
+    arm: str,
+    cache_state: str,
+    load: Mapping[str, float],
+    label: str,
 ) -> dict[str, Any]:
     run = result.run
     facts = next((each for each in run.arms if each.label == arm), ArmFacts(label=arm))
@@ -115,7 +122,7 @@ def _report(
         },
         "scenario": {
             "stack": [*_engines(run, facts), *_store(run, facts)],
-            "load": _load(run, rows, rate),
+            "load": _load(run, rows, load),
         },
         "results": {
             "request_performance": {"aggregate": _aggregate(run, rows, arm, cache_state)},
@@ -203,13 +210,14 @@ def _arguments(line: str) -> dict[str, Any]:
     return options
 
 
-def _load(run: RunFacts, rows: pd.DataFrame, rate: float) -> dict[str, Any] | None:
+def _load(run: RunFacts, rows: pd.DataFrame, load: Mapping[str, float]) -> dict[str, Any] | None:
     workload, parameters = run.workload, run.parameters
     if workload is None:
         return None
     closed = workload.arrivals.startswith("closed loop")
-    rate = rate or float(parameters.get("rate_per_s") or 0.0)
-    concurrency = int(parameters.get("concurrency") or 0)
+    rate, concurrency = (
+        load.get(name) or parameters.get(name) or 0.0 for name in ("rate_per_s", "concurrency")
+    )
     return {
         "metadata": {"cfg_id": workload.hash, "description": workload.arrivals},
         "standardized": {
@@ -219,8 +227,8 @@ def _load(run: RunFacts, rows: pd.DataFrame, rate: float) -> dict[str, Any] | No
             "input_seq_len": _lengths(rows["prompt_tokens"]),
             "output_seq_len": _lengths(rows["max_tokens"]),
             "multi_turn": {"enabled": True} if "multi_turn" in workload.name else None,
-            "rate_qps": rate if rate > 0 and not closed else None,
-            "concurrency": concurrency if concurrency > 0 and closed else None,
+            "rate_qps": float(rate) if rate > 0 and not closed else None,
+            "concurrency": int(concurrency) if concurrency > 0 and closed else None,
         },
         "native": {"config": {k: v for k, v in parameters.items() if v not in (None, "", [])}},
     }

@@ -29,15 +29,21 @@ _CASES = {name.lower(): name for name in _NAMES.split()}
 _INTERACTIVE = "This figure is interactive. Open the page (HTML) or the notebook to see it."
 _MOST_LETTERS = 40
 _LONG_ALT = 300
+_GATES = re.compile(
+    r"^(Use [a-z ]+ with caution|[A-Z][a-z ]+ are (not valid|rough) \([a-z ]+\)): [^.]*\. "
+)
+"""What a figure says first if a gate failed."""
 
 
 def save_drawings(page: Tag, folder: Path) -> None:
     """Write the figures of a page into `folder/images`; an `img` and a link take their place.
 
-    Names count from 01 in the order of the page. A figure that only a browser can draw becomes a
-    sentence that says so.
+    Names count from 01 in the order of the page. Those of an earlier page go. A figure that only a
+    browser can draw becomes a sentence that says so.
     """
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+    for earlier in (folder / FOLDER).glob("[0-9][0-9]-*.*"):
+        earlier.unlink()
     drawings = [image for image in page(["svg", "img"]) if image.find_parent("svg") is None]
     for number, drawing in enumerate(drawings, 1):
         alt = str(drawing.get("aria-label") or drawing.get("alt") or "A figure.")
@@ -101,6 +107,7 @@ def _short(alt: str) -> str:
 
 
 def _slug(alt: str) -> str:
-    """A file's name from a figure's first sentence."""
-    words = re.sub(r"[^a-z0-9]+", "-", re.split(r"[.:,] ", alt)[0].lower()).strip("-")
+    """A file's name from a figure's first sentence that is not about gates."""
+    alt = _GATES.sub("", alt)
+    words = re.sub(r"[^a-z0-9]+", "-", re.split(r"[.,] ", alt)[0].lower()).strip("-")
     return words[:_MOST_LETTERS].rpartition("-")[0] if len(words) > _MOST_LETTERS else words

@@ -36,6 +36,7 @@ _SHOWS: Mapping[str, tuple[Kind, ...]] = {
     "rates": ("times",),
     "searches": ("times",),
     "points": ("times",),
+    "held_out": ("times",),
     "decisions": ("times",),
     "energy": ("times",),
     "token_sources": ("counts",),
@@ -44,9 +45,9 @@ _SHOWS: Mapping[str, tuple[Kind, ...]] = {
 }
 """The kinds of number in a table; `_kinds` knows those that differ by row."""
 _PLAIN = frozenset((
-    *"about arms client clocks doubts engine explained files gates hosts launches".split(),
-    *"launches_s limits machine models parameters pass_times platforms questions".split(),
-    *"sentences sessions time_spent workload".split(),
+    *"about arms client clocks doubts engine explained files fits gates hosts launches".split(),
+    *"launches_s limits machine models parameters pass_times platforms predictions".split(),
+    *"questions sentences sessions time_spent workload".split(),
 ))  # fmt: skip
 """Tables without a number that a failed gate could take away; sentences say it themselves."""
 _USE = {"struck": "do not use", "rough": "rough", "doubt": "use with caution", "": ""}
@@ -110,6 +111,8 @@ def tables_of(result: Result) -> dict[str, pd.DataFrame]:
             found[name] = pd.DataFrame({name: value}) if plain else _records(value)
     if "summary" in found:
         found["summary"] = _by_metric(found["summary"], "estimate.value")
+    if "fits" in found:
+        found["fits"] = found["fits"].explode(["measured_s", "fitted_s"])
     if "requests" in result.frames:
         found["percentiles"] = result.percentiles
         with suppress(ResultError):  # without legs there is no waterfall, but all else

@@ -97,7 +97,7 @@ def facts() -> Machine:
     commit, dirty = _git(repository_root())
     return Machine(
         cpu=_cpu_model(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else _cores(),
+        cores=len(usable_cores()),
         fast_bf16=fast_bf16(),
         memory_gb=memory.total / _GB,
         memory_free_gb=memory.available / _GB,
@@ -198,6 +198,13 @@ def _cpu_info(name: str) -> str:
         lines = []
     fields = (line.partition(":") for line in lines)
     return next((value.strip() for key, _, value in fields if key.strip() == name), "")
+
+
+def usable_cores() -> tuple[int, ...]:
+    """Numbers of the logical cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(_cores()))
 
 
 def _cores() -> int:

@@ -113,7 +113,7 @@ class PassCounters:
 
     @property
     def is_cold(self) -> bool:
-        """Also `cold at 2/s`, of a sweep over rates."""
+        """Also `cold at 2/s` and `cold at 8 users`, of a sweep."""
         return self.pass_name == "cold" or self.pass_name.startswith("cold at ")
 
     def loaded(self, role: Role) -> dict[str, float]:

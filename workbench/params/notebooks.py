@@ -60,7 +60,12 @@ class PdSweep(LoadParams):
     rates_per_s: list[float] = param(
         [], "rate sweep: arrival rates in requests/s, one cold pass each", example="1,2,4"
     )
-    search: bool = param(False, "find the highest arrival rate that meets the latency limits")
+    concurrencies: list[int] = param(
+        [], "user sweep: requests in flight, one cold pass each", example="1,2,4,8"
+    )
+    search: bool = param(
+        False, "find the highest rate (arrivals closed: users) within the latency limits"
+    )
     ttft_limit_ms: float = param(
         0.0, "TTFT SLO (goodput, decision), in ms (0: no limit)", low=0.0, high=1e9, example=500
     )
@@ -75,6 +80,14 @@ class PdSweep(LoadParams):
     )
     gpu_hour_price: str = param(
         "", "price of a GPU hour, for cost per token (empty: no cost)", example="2.5 USD"
+    )
+    predict: bool = param(
+        False, "profile 1p1d, predict every topology, measure some (docs/whatif.md)"
+    )
+    measure: str = param(
+        "",
+        "only with predict: which topologies to measure (1p1d and 1a check nothing)",
+        example="1p2d",
     )
     working_sets: list[float] = param(
         [], "working-set sweep: prompts sent, as multiples of the KV space", example="0.5,2,8"
@@ -125,6 +138,13 @@ class PdSweep(LoadParams):
         1, "GPUs per aggregated instance (tensor parallelism)", low=1, high=64
     )
     instances_per_gpu: int = param(1, "instances that share a GPU", low=1, high=16)
+    cores_per_instance: int = param(
+        0,
+        "only on a CPU: own cores of each instance (0: all are shared)",
+        low=0,
+        high=1024,
+        example=1,
+    )
     store_gb: float = param(
         1.0, "memory of the KV store (offload: of each instance), in GB", low=0.001, high=100_000
     )
@@ -172,6 +192,7 @@ class PdSweep(LoadParams):
         else:
             # A running deployment may have any label; one that is started must be a topology.
             yield from self._role_mistakes()
+        yield from self._sweep_mistakes()
         yield from LoadParams.mistakes(self)
         yield from self._model_mistakes()
         yield from argument_mistakes(
@@ -181,21 +202,41 @@ class PdSweep(LoadParams):
             self.store_tiers, engine=self.engine, connector=self.connector, together=True
         )
         Price.parse(self.gpu_hour_price)
-        rates, limits = self.rates_per_s, "-p search True -p ttft_limit_ms 500"
-        if rates and (min(rates) <= 0 or len(set(rates)) < len(rates)):
-            yield must_be("rates_per_s", "different numbers above 0", rates, [1, 2, 4])
-        for name in ("search", "rate_per_s"):
-            if rates and (value := getattr(self, name)):
-                given = f"{name}={value} and rates_per_s={','.join(f'{rate:g}' for rate in rates)}"
-                yield f"{given} exclude each other. Leave out one (example: -p rates_per_s 1,2,4)"
         if self.search and not (self.ttft_limit_ms or self.tpot_limit_ms):
+            limits = "-p search True -p ttft_limit_ms 500"
             yield needs("search=True", "ttft_limit_ms or tpot_limit_ms", 0, limits)
         yield from self._size_mistakes()
-        if self.swept and self.arrivals not in ("auto", "constant", "poisson", "gamma"):
+        yield from self._prediction_mistakes()
+        if self.sweeps_rates and self.arrivals not in ("auto", "constant", "poisson", "gamma"):
             needed = "arrivals=auto, constant, poisson or gamma"
             yield needs("a rate sweep or search", needed, self.arrivals, "poisson")
-        if self.swept and self.trace_speed:
+        if self.sweeps_rates and self.trace_speed:
             yield needs("a rate sweep or search", "trace_speed=0", self.trace_speed, 0)
+
+    def _sweep_mistakes(self) -> Iterator[str]:
+        """Lists of loads, and what excludes them."""
+        rates, users = self.rates_per_s, self.concurrencies
+        if rates and (min(rates) <= 0 or len(set(rates)) < len(rates)):
+            yield must_be("rates_per_s", "different numbers above 0", rates, [1, 2, 4])
+        if users and (min(users) <= 0 or len(set(users)) < len(users)):
+            yield must_be("concurrencies", "different integers above 0", users, [1, 2, 4, 8])
+        usual = {spec.name: spec.default for spec in fields(self)} | {"rates_per_s": []}
+        excluded = {
+            "rates_per_s": ("search", "rate_per_s"),
+            "concurrencies": ("search", "rate_per_s", "rates_per_s", "concurrency"),
+        }
+        for swept, names in excluded.items():
+            for name in names if getattr(self, swept) else ():
+                if (value := getattr(self, name)) != usual[name]:
+                    example = "1,2,4" + ",8" * bool(users)
+                    yield (
+                        f"{name}={_plain(value)} and {swept}={_plain(getattr(self, swept))} exclude"
+                        f" each other. Leave out one (example: -p {swept} {example})"
+                    )
+        if users and self.trace_speed:
+            yield needs("concurrencies", "trace_speed=0", self.trace_speed, 0)
+        if users and self.arrival_kind != "closed":
+            yield needs("concurrencies", "arrivals=closed", self.arrival_kind, "closed")
 
     def _model_mistakes(self) -> Iterator[str]:
         if not self.models:
@@ -244,6 +285,34 @@ class PdSweep(LoadParams):
                     name, shlex.quote(text), f"topology={self.topology or '1p4d'}", example
                 )
 
+    def _prediction_mistakes(self) -> Iterator[str]:
+        if not self.predict:
+            if self.measure:
+                example = f"-p predict True -p measure {self.measure}"
+                yield unused("measure", self.measure, "predict=False", example)
+            return
+        example = "-p predict True -p topology all -p measure 1p2d"
+        if self.engine == "attach":
+            yield unused("predict", True, "engine=attach", f"-p engine vllm {example}")
+        for name in ("models", "rates_per_s", "concurrencies", "search", "working_sets"):
+            if value := getattr(self, name):
+                yield (
+                    f"{name}={value} and predict=True exclude each other. Leave out one (example:"
+                    f" {example})"
+                )
+        if self.connector == ALL_CONNECTORS:
+            yield must_be("connector", "a single one with predict=True", self.connector, "nixl")
+        if not self.measure:
+            yield needs("predict=True", "measure", self.measure, example)
+            return
+        try:
+            others = [str(one) for one in self.measured if one not in self.topologies]
+        except ParameterError:
+            others = [self.measure]
+        if others:
+            allowed = f"of topology ({', '.join(map(str, self.topologies))})"
+            yield must_be("measure", allowed, ", ".join(others), self.topologies[0])
+
     def _size_mistakes(self) -> Iterator[str]:
         sizes, what = self.working_sets, "working_sets"
         if not sizes:
@@ -255,19 +324,31 @@ class PdSweep(LoadParams):
         if self.workload not in ("reference", "short"):
             yield needs(what, "workload=reference or short", self.workload, "reference")
         if self.arrival_kind != "closed" or self.swept:
-            yield needs(what, "a closed loop without a rate sweep", self.arrival_kind, "closed")
+            needed = "a closed loop without a rate sweep, concurrencies or search"
+            yield needs(what, needed, self.arrival_kind, "closed")
         if self.requests:
             example = "-p requests 0 -p working_sets 0.5,2,8"
             yield unused("requests", self.requests, "a working-set sweep", example)
 
     @property
     def swept(self) -> bool:
-        return bool(self.rates_per_s or self.search)
+        """Whether loads come from a sweep or search: rates, or users of a closed loop."""
+        return bool(self.rates_per_s or self.concurrencies or self.search)
+
+    @property
+    def sweeps_rates(self) -> bool:
+        return bool(self.rates_per_s) or (self.search and self.arrivals != "closed")
 
     @property
     def topologies(self) -> tuple[Topology, ...]:
-        """The topologies to measure. Raises ParameterError on text that is not a topology."""
+        """The topologies to measure, or to predict. Raises ParameterError on text that is not a
+        topology."""
         return Topology.parse_list(self.topology or "1p4d")
+
+    @property
+    def measured(self) -> tuple[Topology, ...]:
+        """The topologies to measure: all but in a run with predictions. Raises ParameterError."""
+        return Topology.parse_list(self.measure) if self.predict else self.topologies
 
     @property
     def tp(self) -> TensorParallel:
@@ -527,6 +608,11 @@ def as_typed(values: Mapping[str, Any]) -> list[str]:
     for name, value in values.items():
         words += ["-p", name, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
     return words
+
+
+def _plain(value: Any) -> str:
+    """`1,2.5` for a list of numbers."""
+    return ",".join(f"{each:g}" for each in value) if isinstance(value, list) else str(value)
 
 
 def _injected(name: str, value: Any) -> bool:

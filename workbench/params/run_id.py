@@ -20,8 +20,10 @@ def run_id(params: EngineParams) -> str:
     models = list(params.each_model) if isinstance(params, PdSweep) else []
     if not models:
         values.pop("models", None)  # so that a run of one model keeps its name
-    if not values.get("targets"):
-        values.pop("targets", None)  # and one without targets
+    # and one without any of these
+    for name in ("targets", "cores_per_instance", "predict", "measure"):
+        if not values.get(name):
+            values.pop(name, None)
     if isinstance(params, PdSweep) and params.engine != "attach":
         values["topology"] = ",".join(map(str, params.topologies))
     # A file that has grown, or a registry with another claim, makes another run.

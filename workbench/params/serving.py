@@ -15,7 +15,7 @@ SERVING = (
     "place", "image", "container_args", "ray_address", "spread",
     "model", "dtype", "context_tokens", "kv_cache_mib", "gpu_memory_share", "fork",
     "engine_args", "prefill_args", "decode_args", "aggregated_args", "engine_env", "fault",
-    "prefill_tp", "decode_tp", "aggregated_tp", "instances_per_gpu",
+    "prefill_tp", "decode_tp", "aggregated_tp", "instances_per_gpu", "cores_per_instance",
     "store_args", "store_gb", "store_tiers", "tier_gb", "mooncake_protocol",
     "output_dir",
 )  # fmt: skip

@@ -171,6 +171,12 @@ class EngineParams:
         if self.place == "ray" and getattr(self, "instances_per_gpu", 1) > 1:
             given = getattr(self, "instances_per_gpu", 1)
             yield must_be("instances_per_gpu", "1 with place=ray (Ray gives whole GPUs)", given, 1)
+        if cores := getattr(self, "cores_per_instance", 0):
+            example = f"-p engine vllm -p place local -p cores_per_instance {cores}"
+            for name, wrong in (("engine", engine == "attach"), ("place", self.place != "local")):
+                if wrong:
+                    given = f"{name}={getattr(self, name)}"
+                    yield unused("cores_per_instance", cores, given, example)
         tiers = list(getattr(self, "store_tiers", ()))
         if self.place == "ray" and tiers not in ([], ["memory"]):
             example = f"-p place local -p store_tiers {','.join(tiers)}"
@@ -359,8 +365,8 @@ class LoadParams(EngineParams):
         return "poisson" if self.rate_per_s else "closed"
 
     @property
-    def swept(self) -> bool:
-        """Whether rates come from a sweep or search."""
+    def sweeps_rates(self) -> bool:
+        """Whether arrival rates come from a sweep or search."""
         return False
 
     def mistakes(self) -> Iterator[str]:
@@ -408,9 +414,9 @@ class LoadParams(EngineParams):
         if kind == "trace" and workload != "trace":
             yield needs(arriving, "workload=trace", workload, f"{timed} -p arrivals trace")
         at_a_rate = kind in _AT_A_RATE
-        if at_a_rate and not (self.rate_per_s or self.swept):
+        if at_a_rate and not (self.rate_per_s or self.sweeps_rates):
             yield needs(arriving, "rate_per_s above 0", self.rate_per_s, 2)
-        if self.rate_per_s and not (at_a_rate or self.swept):
+        if self.rate_per_s and not (at_a_rate or self.sweeps_rates):
             example = "-p arrivals poisson -p rate_per_s 2"
             yield unused("rate_per_s", self.rate_per_s, arriving, example)
         if self.burstiness != 1 and kind != "gamma":
@@ -424,6 +430,6 @@ class LoadParams(EngineParams):
         if turns and kind != "closed":
             needed = "arrivals=closed, because its turns wait for responses"
             yield needs(given, needed, kind, "-p arrivals closed -p rate_per_s 0")
-        if turns and self.swept:
+        if turns and self.sweeps_rates:
             needed = "a single-turn workload"
             yield needs("a rate sweep or search", needed, workload, f"-p workload {SCENARIOS[1]}")

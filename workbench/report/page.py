@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-from nbformat.v4 import new_notebook
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from workbench.errors import ParameterError, ResultError
 from workbench.experiment.result.facts import RunFacts
@@ -25,6 +25,7 @@ from workbench.metrics.gates.gate_table import KINDS, lead_of
 from workbench.report.cells import render_cells
 from workbench.report.claims import legend, shown_rows
 from workbench.report.definition_card import definition_card
+from workbench.report.figures.residuals import residuals
 from workbench.report.glossary import GLOSSARY, with_tooltips
 from workbench.report.markup import Outline
 from workbench.report.numbers import duration, moment, number
@@ -77,8 +78,9 @@ def read_executed(path: str | Path) -> Executed:
             f"{given} {what}. Give an executed notebook or a run folder (example: out.ipynb)"
         )
     if source.name == "result.json":
-        notebook: Any = new_notebook()
-        result: Result | None = load_result(source.parent)
+        measured = load_result(source.parent)
+        notebook: Any = new_notebook(cells=_profile_cells(measured))
+        result: Result | None = measured
     else:
         try:
             notebook = nbformat.read(source, as_version=4)
@@ -93,6 +95,16 @@ def read_executed(path: str | Path) -> Executed:
             ) from error
     card = definition_card(result, source) if result else None
     return Executed(source=source, notebook=notebook, result=result, card=card)
+
+
+def _profile_cells(result: Result) -> list[Any]:
+    """The main figure of a profile, whose run has no notebook; none for another run."""
+    chart = residuals(result.fits)
+    if chart is None:
+        return []
+    data, metadata = chart._repr_mimebundle_()
+    shown = new_output("display_data", data, metadata=metadata)
+    return [new_code_cell(outputs=[shown], metadata={"tags": ["main-figure"]})]
 
 
 def write_page(path: str | Path, html_path: str | Path | None = None) -> Path:

@@ -145,7 +145,11 @@ def plan_deployment(
     else:
         check_capacity(topology, spans, capacity, settings)
         handed = [()] * topology.instances if cpu else hand_out(topology, spans, capacity)
-        places = [Place(devices=own) for own in handed]
+        each = settings.cores_per_instance
+        places = [
+            Place(devices=own, cores=capacity.cores[number * each : (number + 1) * each])
+            for number, own in enumerate(handed)
+        ]
     store_host = (
         places[0].host if cluster is None or (store and store.shares_memory) else cluster.head
     )
@@ -192,7 +196,11 @@ def plan_deployment(
             host=host,
         )
         env = vllm.instance_env(
-            settings.platform, devices=place.devices, offline=settings.local, host=host
+            settings.platform,
+            devices=place.devices,
+            offline=settings.local,
+            host=host,
+            threads=len(place.cores) or 1,
         )
         processes.append(
             ProcessSpec(
@@ -208,6 +216,7 @@ def plan_deployment(
                 ready_url=f"http://{host.address}:{port}/health",
                 fatal=(*vllm.FATAL, *connector.fatal),
                 devices=place.devices,
+                cores=place.cores,
                 reads=reads,
                 writes=writes,
             )
@@ -481,7 +490,9 @@ def launcher_for(
     known = (c for c in CONNECTORS.values() if c.load and c.installed(interpreter))
     connectors = [c.load + IF_THERE for c in known]
     # OpenMP reads the environment once, so the fork server needs that of its instances.
-    env = vllm.instance_env("cpu", offline=settings.local) | interpreter.env(settings.extra_env)
+    env = vllm.instance_env(
+        "cpu", offline=settings.local, threads=settings.cores_per_instance or 1
+    ) | interpreter.env(settings.extra_env)
     loads = (*connectors, vllm.LOAD)
     return start(log_dir, loads=loads, python=interpreter.path, env=env)
 

@@ -54,12 +54,12 @@ _QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 # A model in a folder needs no hub, and nothing may wait for an unreachable one.
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
-# One executor process and one OpenMP thread per instance: more threads speed up only a single
-# prefill alone on the machine and ruin the inter-token latency of all other instances.
+# One executor process per instance, and one OpenMP thread unless it has cores of its own: more
+# threads speed up only a single prefill alone on the machine and ruin the inter-token latency of
+# all other instances.
 _CPU = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "OMP_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 
@@ -121,6 +121,8 @@ class EngineSettings:
     kv_cache_mib: int = 256
     """KV space of a CPU instance; on a GPU `gpu_memory_share` decides."""
     gpu_memory_share: float = 0.9
+    cores_per_instance: int = 0
+    """Cores that no other CPU instance uses; 0 if all share all."""
     prefix_caching: bool = True
     fault: str = ""
     """Simulated instances: the injected fault."""
@@ -253,10 +255,12 @@ def instance_env(
     devices: tuple[str, ...] = (),
     offline: bool = True,
     host: Host = THIS_MACHINE,
+    threads: int = 1,
 ) -> dict[str, str]:
     """Environment variables of an instance, in addition to the notebook's own.
 
-    `devices` are the GPUs of this instance; `offline` means that its model is a local folder.
+    `devices` are the GPUs of this instance; `offline` means that its model is a local folder;
+    `threads` are the OpenMP threads of a CPU instance.
     VLLM_SERVER_DEV_MODE enables /reset_prefix_cache.
     """
     env = {**_QUIET, **(_OFFLINE if offline else {}), "VLLM_SERVER_DEV_MODE": "1"}
@@ -264,7 +268,7 @@ def instance_env(
         # Otherwise vLLM asks which address leads to the internet, and warns if none does.
         env["VLLM_HOST_IP"] = host.address
     if platform == "cpu":
-        return env | _CPU
+        return env | _CPU | {"OMP_NUM_THREADS": str(threads)}
     visible = ",".join(devices)
     if platform == "rocm":
         # vLLM refuses to start if the two differ, and the shell may have set either.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import nan
+from math import isnan, nan
 
 from workbench.errors import ParameterError, ResultError
 from workbench.experiment.result.result import Result
@@ -15,6 +15,8 @@ from workbench.whatif.profile import Profile
 
 CHECKED = ("ttft_s", "tpot_s", "e2e_s", "system_tps")
 """The metrics that are compared; the limits of goodput may differ."""
+PROFILED = ("1p1d", "1a")
+"""Topologies that a profile is made of, so that they check nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +26,8 @@ class HeldOut:
     arm: str
     rate_per_s: float
     """0 in a closed loop."""
+    users: int
+    """Requests in flight in a sweep over users; 0 without one."""
     requests: int
     measured: dict[str, float]
     """Medians over all rounds by metric; of `system_tps` the mean of the rounds."""
@@ -39,8 +43,11 @@ class HeldOut:
         return self.predicted.number(metric).value / measured - 1 if measured else nan
 
 
-def held_out(profile: Profile, result: Result) -> list[HeldOut]:
-    """Predict each cold pass of each arm of a measured pd_sweep but 1p1d.
+def held_out(profile: Profile, result: Result, *, with_profiled: bool = False) -> list[HeldOut]:
+    """Predict each cold pass of each arm of a measured pd_sweep.
+
+    Not those with another KV store than the profile; those of 1p1d and 1a only `with_profiled`:
+    there the load is held out, not the topology.
 
     Raises ResultError for a run without such a pass, PlanError and ParameterError where the
     profile does not fit it.
@@ -51,10 +58,13 @@ def held_out(profile: Profile, result: Result) -> list[HeldOut]:
             " (example: workbench run pd_sweep -p topology 1p2d -p rate_per_s 2)"
         )
     rows, failed = result.requests, result.run.failed_gates
+    stores = {arm.label: arm.connector for arm in result.run.arms}
     found = []
     for (arm, name), group in rows.groupby(["arm", "pass"], sort=False):
         text = str(group["topology"].iloc[0])
-        if text == "1p1d" or not str(name).startswith("cold"):
+        foreign = stores.get(str(arm), "none") not in ("none", profile.connector)
+        known = text in PROFILED and not with_profiled
+        if known or foreign or not str(name).startswith("cold"):
             continue
         try:
             topology = Topology.parse(text)
@@ -62,7 +72,9 @@ def held_out(profile: Profile, result: Result) -> list[HeldOut]:
             continue
         rate_per_s = float(group["rate_per_s"].iloc[0]) or result.run.parameters["rate_per_s"]
         given = dict(result.run.parameters)
+        own = int(group["concurrency"].iloc[0]) if "concurrency" in group else 0
         given |= {"topology": text, "rate_per_s": rate_per_s, "rates_per_s": [], "search": False}
+        given |= {"concurrencies": []} | ({"concurrency": own} if own else {})
         if topology.aggregated:
             given["connector"] = profile.connector  # which moves nothing here
         params = profile.params(given)
@@ -73,6 +85,7 @@ def held_out(profile: Profile, result: Result) -> list[HeldOut]:
             HeldOut(
                 arm=str(arm),
                 rate_per_s=rate_per_s,
+                users=own,
                 requests=len(group) // len(rounds),
                 measured=measured,
                 predicted=predict(profile, params, topology),
@@ -81,6 +94,14 @@ def held_out(profile: Profile, result: Result) -> list[HeldOut]:
         )
     if not found:
         raise ResultError(
-            f"{result.run.run_id} has no cold pass of a topology other than 1p1d to compare with"
+            f"{result.run.run_id} has no cold pass of a topology other than 1p1d and 1a to compare"
+            " with"
         )
     return found
+
+
+def covers(row: HeldOut, found: Prediction, metric: str) -> bool:
+    """Whether a held-out pass checks this number: same topology, no lower load."""
+    same = row.predicted.topology == found.topology
+    most = row.predicted.closed.utilisation + 1e-9
+    return same and found.closed.utilisation <= most and not isnan(row.error(metric))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import inf, isnan, nan
+from math import ceil, inf, isnan, nan
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,34 +63,78 @@ class Prediction:
         return next((one for one in self.numbers if one.metric == metric), empty)
 
 
-def predict(profile: Profile, params: PdSweep, topology: Topology) -> Prediction:
-    """Predict the cold pass of `params` on a topology.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A load on a topology, ready to simulate."""
+
+    profile: Profile
+    params: PdSweep
+    topology: Topology
+    workload: Workload
+    hits: tuple[NDArray[np.int64], NDArray[np.int64]]
+
+    def at(self, rate_per_s: float) -> Case:
+        """The same requests at another rate."""
+        return replace(self, params=replace(self.params, rate_per_s=rate_per_s))
+
+    def load(self, draw: int = 0) -> Load:
+        """The requests of a draw: 0 has the seed of the parameters, others one of their own."""
+        seed = self.params.seed + draw
+        return _load(self.profile, self.params, self.workload, self.hits, seed)
+
+    def numbers(self, draw: int) -> dict[str, float]:
+        """The metrics of a draw: with its seed and its resample of the profile."""
+        found = simulate(self.topology, self.load(draw), self.profile.costs(draw))
+        return _numbers(found, limits_of(self.params))
+
+    def closed_form(self, *, compared: bool = False) -> ClosedForm:
+        """The highest rates; with the simulation of a long queue beside theory if `compared`."""
+        poisson = compared and self.params.arrival_kind == "poisson"
+        load, costs = self.load(), self.profile.costs()
+        rate = _rate(self.params, load)
+        return closed_form(self.topology, load, costs, rate_per_s=rate, poisson=poisson)
+
+
+def case_of(
+    profile: Profile, params: PdSweep, topology: Topology, *, workload: Workload | None = None
+) -> Case:
+    """The case of a load; `workload` is one that these parameters gave before.
 
     Raises PlanError where the workload does not fit the profile: lengths that were not measured,
     prompts beyond the KV space, limits that no request can meet.
     """
-    settings, model, _ = engine_of(params)
-    workload = workload_of(params, settings, model).sample
+    if workload is None:
+        settings, model, _ = engine_of(params)
+        workload = workload_of(params, settings, model).sample
     _check(profile, params, workload, topology)
     hits = _hits(profile, workload, topology)
+    return Case(profile=profile, params=params, topology=topology, workload=workload, hits=hits)
+
+
+def predict(profile: Profile, params: PdSweep, topology: Topology) -> Prediction:
+    """Predict the cold pass of `params` on a topology. Raises PlanError as `case_of` does."""
+    return predict_case(case_of(profile, params, topology), draws=RESAMPLES)
+
+
+def predict_case(case: Case, *, draws: int, compared: bool = True) -> Prediction:
+    """Predict a case, with intervals from so many draws beside the first one.
+
+    Without `compared` the simulation is not compared with the closed form, which takes longer than
+    a draw.
+    """
+    profile, topology = case.profile, case.topology
     costs = profile.costs()
-    load = _load(profile, params, workload, hits, params.seed)
-    poisson = params.arrival_kind == "poisson"
-    rate = _rate(params, load)
-    closed = closed_form(topology, load, costs, rate_per_s=rate, poisson=poisson)
+    closed = case.closed_form(compared=compared)
     if why := _saturated(closed):
         return Prediction(topology=topology, closed=closed, refused=why)
-    first = simulate(topology, load, costs)
-    if not rate:
+    first = simulate(topology, case.load(), costs)
+    if isnan(closed.rate_per_s):
         ended_s = (first.requests["sent_s"] + first.requests["e2e_s"]).max()
         closed = replace(closed, rate_per_s=float(len(first.requests) / ended_s))
     if why := _saturated(closed) or _outside(profile, first, costs):
         return Prediction(topology=topology, closed=closed, refused=why, simulated=first)
-    limits = _limits(params)
-    found = [_numbers(first, limits)]
-    for number in range(1, RESAMPLES + 1):
-        again = _load(profile, params, workload, hits, params.seed + number)
-        found.append(_numbers(simulate(topology, again, profile.costs(number)), limits))
+    found = [_numbers(first, limits_of(case.params))]
+    found += [case.numbers(draw) for draw in range(1, draws + 1)]
     return Prediction(
         topology=topology,
         closed=closed,
@@ -99,12 +143,13 @@ def predict(profile: Profile, params: PdSweep, topology: Topology) -> Prediction
             for metric in METRICS
             if (values := [one[metric] for one in found])
         ),
-        doubts=tuple(_doubts(profile, workload, closed, first)),
+        doubts=tuple(_doubts(profile, case.workload, closed, first)),
         simulated=first,
     )
 
 
-def _limits(params: PdSweep) -> Limits:
+def limits_of(params: PdSweep) -> Limits:
+    """The limits of TTFT and TPOT, and the share of requests that must meet them."""
     return Limits(
         ttft_s=params.ttft_limit_ms / 1000 or inf,
         tpot_s=params.tpot_limit_ms / 1000 or inf,
@@ -112,11 +157,16 @@ def _limits(params: PdSweep) -> Limits:
     )
 
 
-def _check(profile: Profile, params: PdSweep, workload: Workload, topology: Topology) -> None:
-    """Raises PlanError where the profile says nothing about this workload."""
+def check_turns(params: PdSweep, workload: Workload) -> None:
+    """Raises PlanError for a workload whose requests wait for responses."""
     if any(request.after is not None for request in workload.requests):
         allowed = "one whose requests do not wait for responses"
         raise PlanError(must_be("workload", allowed, params.workload, "batch_processing"))
+
+
+def _check(profile: Profile, params: PdSweep, workload: Workload, topology: Topology) -> None:
+    """Raises PlanError where the profile says nothing about this workload."""
+    check_turns(params, workload)
     prompts = [request.prompt_tokens for request in workload.requests]
     whole = max(request.prompt_tokens + request.max_tokens for request in workload.requests)
     for role, _ in topology.roles:
@@ -190,11 +240,6 @@ def _load(
     requests = workload.requests
     arrivals = arrivals_of(replace(params, seed=seed), len(requests))
     prompts = np.array([request.prompt_tokens for request in requests], np.int64)
-    seen = np.asarray(profile.overheads_s, float)
-    rows = np.random.default_rng(seed).integers(0, len(seen), len(requests))
-    # JSON of longer prompts takes longer: each part is adjusted by its slope.
-    slopes = np.polyfit(seen[:, 0], seen[:, 1:], 1)[0]
-    moved = seen[rows, 1:] + (prompts - seen[rows, 0])[:, None] * slopes
     return Load(
         prompt_tokens=prompts,
         cached_tokens=hits[0],
@@ -202,7 +247,7 @@ def _load(
         output_tokens=np.array([request.max_tokens for request in requests], np.int64),
         offsets_s=None if arrivals.kind == "closed" else np.asarray(arrivals.offsets_s),
         concurrency=arrivals.concurrency,
-        overheads_s=np.maximum(moved, 0.0),
+        overheads_s=profile.overheads_of(prompts, seed),
     )
 
 
@@ -239,10 +284,12 @@ def _outside(profile: Profile, found: Simulated, costs: Costs) -> str:
             f" ones (example: workbench profile -p concurrency {2 * got})"
         )
     if found.kv_above_s > OUTSIDE * whole_s:
+        # The profile's lengths are spread evenly over their range.
+        at_once = ceil(found.most_kv / np.mean(profile.prefill.ranges["tokens"]))
         return (
             f"not predicted: decode batches with up to {found.most_kv:,} KV tokens, profiled up to"
-            f" {costs.profiled_kv_tokens:,.0f}. Profile longer outputs or larger batches (example:"
-            f" workbench profile -p output_tokens {found.requests['output_tokens'].max()})"
+            f" {costs.profiled_kv_tokens:,.0f}. Profile larger batches (example: workbench profile"
+            f" -p concurrency {max(at_once, most + 1)})"
         )
     if found.stuck:
         return f"not predicted: {found.stuck} requests never got KV space"
@@ -316,7 +363,8 @@ def _doubts(
         request.ideal_reuse_tokens for request in workload.requests
     ):
         doubts.append("Loads of shared prefixes from the KV store are assumed to take no time.")
-    if not profile.machine["gpus"] and not profile.simulated:
+    on_cpu = not profile.machine["gpus"] and not profile.simulated
+    if on_cpu and not profile.parameters.get("cores_per_instance"):
         doubts.append(
             "On a CPU all instances share the cores, but the simulation gives each its own."
         )

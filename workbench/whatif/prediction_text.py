@@ -7,10 +7,11 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
+from workbench.experiment.load_unit import USERS
 from workbench.experiment.result.result import load_result
-from workbench.whatif.held_out import CHECKED, HeldOut, held_out
+from workbench.whatif.held_out import CHECKED, HeldOut, covers, held_out
 from workbench.whatif.prediction import Predicted, Prediction, predict
-from workbench.whatif.profile import read_profile
+from workbench.whatif.profile import Profile, read_profile
 
 _SHOWN = {
     "ttft_s": ("TTFT, median", 1000, "ms"),
@@ -35,6 +36,7 @@ def prediction_page(
     fits = {"prefill": profile.prefill, "decode step": profile.decode, "transfer": profile.transfer}
     off = ", ".join(f"{name} {one.residual:.0%}" for name, one in fits.items())
     lines.append(f"  times differ from their fit, in the median: {off}")
+    lines += _aggregated(profile)
     lines += (f"  {doubt}" for doubt in profile.doubts)
     checks = [row for folder in measured for row in held_out(profile, load_result(folder))]
     lines += map(_checked, checks)
@@ -44,8 +46,20 @@ def prediction_page(
     return "\n".join(lines)
 
 
+def _aggregated(profile: Profile) -> Iterator[str]:
+    """How well it predicts the 1a of its own run."""
+    each = [
+        f"{name.removeprefix('cold, ')}: TTFT {ttft:+.0%}, TPOT {tpot:+.0%}"
+        for name, (ttft, tpot) in profile.aggregated.items()
+    ]
+    if each:
+        yield f"  errors at 1a of the same run, {'; '.join(each)}"
+
+
 def _checked(row: HeldOut) -> str:
     load = f"{row.rate_per_s:g} req/s" if row.rate_per_s else "a closed loop"
+    if row.users:
+        load = USERS.said(row.users)
     where = f"held-out {row.arm} at {load}, {row.requests} requests"
     if row.spoiled.struck:
         return f"{where}: left out, {row.spoiled.said}"
@@ -53,13 +67,6 @@ def _checked(row: HeldOut) -> str:
         return f"{where}: {row.predicted.refused}"
     errors = ", ".join(f"{_SHOWN[name][0]} {row.error(name):+.1%}" for name in CHECKED)
     return f"{where}: {errors}" + (f" ({row.spoiled.said})" if row.spoiled.said else "")
-
-
-def _covers(row: HeldOut, found: Prediction, metric: str) -> bool:
-    """Whether a held-out pass checks this number: same topology, no lower load."""
-    same = row.predicted.topology == found.topology
-    most = row.predicted.closed.utilisation + 1e-9
-    return same and found.closed.utilisation <= most and not isnan(row.error(metric))
 
 
 def _checked_only(checks: Sequence[HeldOut]) -> str:
@@ -92,7 +99,7 @@ def _lines(found: Prediction, checks: Sequence[HeldOut]) -> Iterator[str]:
     for one in found.numbers:
         if not isnan(one.value):
             checked = one.metric in CHECKED and any(
-                _covers(row, found, one.metric) for row in checks
+                covers(row, found, one.metric) for row in checks
             )
             unchecked |= one.metric in CHECKED and not checked
             yield f"  {_number(one)}" + "  not checked here" * (not checked)

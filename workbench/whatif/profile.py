@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +24,14 @@ from workbench.metrics.latency import succeeded
 from workbench.params.engine_args import value_of
 from workbench.params.notebooks import PdSweep, check_params
 from workbench.serve.connectors import connector
+from workbench.topology import Topology
 from workbench.whatif.costs import Costs
 from workbench.whatif.fits import Fit, fit
+from workbench.whatif.simulation import Load, simulate
 
 if TYPE_CHECKING:
     import pandas as pd
+    from numpy.typing import NDArray
 
 SCHEMA = 1
 LEAST_LENGTHS, LEAST_BATCHES = 3, 3
@@ -39,7 +42,7 @@ FREE = frozenset(
         *("target_reuse", "trace_file", "trace_block_tokens", "trace_speed", "arrivals"),
         *("concurrency", "rate_per_s", "burstiness", "end_rate_per_s", "seed", "ttft_limit_ms"),
         *("tpot_limit_ms", "limits_share", "rounds", "opponents", "output_dir", "client_workers"),
-        *("gpu_hour_price", "time_budget_s"),
+        *("gpu_hour_price", "time_budget_s", "targets", "prompts_file", "text"),
     )
 )
 """Parameters that a prediction may set; all others are those of the profile."""
@@ -90,6 +93,9 @@ class Profile:
 
     rough: str = ""
     """What failed gates do to the times of its run."""
+    aggregated: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Of each cold pass of the same run's 1a, which no fit has seen: predicted / measured - 1 of
+    the median TTFT and TPOT. Its steps have prompts and decoding requests, as no step of 1p1d."""
 
     def costs(self, resample: int = 0) -> Costs:
         """What the simulation needs: of all points for 0, else of a bootstrap resample."""
@@ -115,19 +121,32 @@ class Profile:
             profiled_kv_tokens=self.decode.ranges["kv_tokens"][1],
         )
 
+    def overheads_of(self, prompts: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
+        """A row of `simulation.OVERHEADS` for each prompt, drawn from those that were measured."""
+        seen = np.asarray(self.overheads_s, float)
+        rows = np.random.default_rng(seed).integers(0, len(seen), len(prompts))
+        # JSON of longer prompts takes longer: each part is adjusted by its slope.
+        slopes = np.polyfit(seen[:, 0], seen[:, 1:], 1)[0]
+        moved: NDArray[np.float64] = seen[rows, 1:] + (prompts - seen[rows, 0])[:, None] * slopes
+        return np.maximum(moved, 0.0)
+
     @property
     def doubts(self) -> tuple[str, ...]:
         """What is wrong with every prediction from it."""
+        found = [f"The profile's run is {self.rough}."] if self.rough else []
+        if others := self.changed_versions:
+            found.append(f"Measured with {'; '.join(others)}. Profile again.")
+        return tuple(found)
+
+    @property
+    def changed_versions(self) -> list[str]:
+        """Versions of the engine or connector that differ here: `vllm 0.31, here 0.32`."""
         here = versions_of(self.versions)
-        others = [
+        return [
             f"{name} {had}, here {here.get(name, 'none')}"
             for name, had in self.versions.items()
             if (name in ("vllm", "torch") or name in self.connector) and had != here.get(name)
         ]
-        found = [f"The profile's run is {self.rough}."] if self.rough else []
-        if others:
-            found.append(f"Measured with {'; '.join(others)}. Profile again.")
-        return tuple(found)
 
     def write(self, folder: Path) -> Path:
         """Write profile.json into a folder."""
@@ -149,14 +168,16 @@ class Profile:
                     f" {here[name]!r}); measure one here (example: workbench profile -p connector"
                     " nixl)"
                 )
+        given = {name: v for name, v in given.items() if name not in ("predict", "measure")}
         kept = {name: v for name, v in self.parameters.items() if name not in FREE}
         kept |= {name: self.parameters[name] for name in _LOAD}
         if given.get("trace_file"):
             del kept["requests"]  # a trace has its own number
         # Values given as text become those of their type.
         asked: PdSweep = check_params("pd_sweep", kept | dict(given))
+        usual = PdSweep()  # of parameters that are newer than the profile
         for name in given:
-            wanted, had = getattr(asked, name), self.parameters.get(name)
+            wanted, had = getattr(asked, name), self.parameters.get(name, getattr(usual, name))
             if name not in FREE and wanted != had:
                 raise PlanError(must_be(name, f"the profile's {had!r}", wanted, had))
         load = {name: value for name, value in given.items() if name in FREE}
@@ -267,7 +288,7 @@ def profile_of(result: Result) -> Profile:
                 f" {one.residual:.0%} in the median, limit {limit:.0%}; measure again on"
                 " an idle machine (example: workbench profile -p requests 48)"
             )
-    return Profile(
+    made = Profile(
         run_id=run.run_id,
         simulated=run.simulated,
         machine=_machine_of(run.machine),
@@ -287,6 +308,33 @@ def profile_of(result: Result) -> Profile:
         block_tokens=_argument(arm, "--block-size", 16 if run.machine["gpus"] else 128),
         rough=spoiled.said,
     )
+    return replace(made, aggregated=_aggregated_errors(made, result))
+
+
+def _aggregated_errors(profile: Profile, result: Result) -> dict[str, tuple[float, float]]:
+    """Simulate the cold passes of 1a with the profile's costs: see `Profile.aggregated`."""
+    rows, found = result.requests, {}
+    one = Topology(aggregated=1)
+    cold = rows[rows["topology"].eq(str(one)) & rows["pass"].str.startswith("cold")]
+    for name, group in cold[succeeded(cold)].groupby("pass", sort=False):
+        sent = group.sort_values("sent_s")
+        begins = sent["sent_s"].to_numpy(float)
+        ends = begins + sent["e2e_s"].to_numpy(float) - 1e-6  # the next one begins when one ends
+        flying = (begins[None, :] <= begins[:, None]) & (ends[None, :] > begins[:, None])
+        prompts = sent["prompt_tokens"].to_numpy(np.int64)
+        load = Load(
+            prompt_tokens=prompts,
+            cached_tokens=np.zeros_like(prompts),
+            moved_tokens=prompts,
+            output_tokens=sent["output_tokens"].to_numpy(np.int64),
+            offsets_s=None,
+            concurrency=int(flying.sum(axis=1).max()),
+            overheads_s=profile.overheads_of(prompts, seed=0),
+        )
+        got = simulate(one, load, profile.costs()).requests
+        ttft, tpot = (float(got[x].median() / sent[x].median() - 1) for x in ("ttft_s", "tpot_s"))
+        found[str(name)] = (round(ttft, 4), round(tpot, 4))
+    return found
 
 
 def _machine_of(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,15 +20,16 @@ LENGTHS = 6
 LARGEST_BATCH = 16
 """Requests in flight in the last pass, unless `concurrency` asks for more."""
 REQUESTS = 24
-"""Of each pass, unless `requests` says another number: four of each length."""
+"""Of each pass, unless `requests` says another number: four of each length, and more where more
+are in flight."""
 
 
 def profile_plan(params: PdSweep) -> ExperimentPlan:
     """The plan of the runs from which `profile_of` makes a profile for the workload of `params`.
 
     Cold passes time prefill and transfer, at 1, 2 and 4 requests in flight. Warm ones, which
-    compute little, bring the decode instance to larger batches. Raises PlanError and
-    ParameterError.
+    compute little, bring the decode instance to larger batches. Those of 1a are no part of any
+    fit: they check the profile. Raises PlanError and ParameterError.
     """
     means = connector(params.connector)
     if not means.transfers or means.at_once:
@@ -41,12 +42,14 @@ def profile_plan(params: PdSweep) -> ExperimentPlan:
     tokens = [request.prompt_tokens for request in wanted.requests]
     longest = max(tokens)
     shortest = min(min(tokens), max(longest // 4, 32))
+    largest = max(params.concurrency, LARGEST_BATCH)
     asked = replace(
         params, topology="1p1d", opponents=True, workload="short", prompt_tokens=longest,
-        requests=params.requests or REQUESTS, rate_per_s=0.0, rates_per_s=[], search=False,
-        arrivals="closed", concurrency=max(params.concurrency, LARGEST_BATCH), rounds=1,
+        requests=params.requests or max(REQUESTS, 3 * largest // 2), rate_per_s=0.0,
+        rates_per_s=[], search=False, arrivals="closed", concurrency=largest, rounds=1,
         burstiness=1.0, end_rate_per_s=0.0, target_reuse=0.0, trace_file="", prompts_file="",
-        trace_speed=0.0, trace_block_tokens=0,
+        trace_speed=0.0, trace_block_tokens=0, concurrencies=[], predict=False, measure="",
+        targets=[], ttft_limit_ms=0.0, tpot_limit_ms=0.0, gpu_hour_price="", time_budget_s=0.0,
     )  # fmt: skip
     made = plan(asked)
     lengths = np.linspace(shortest, longest, LENGTHS).astype(int)
@@ -57,7 +60,9 @@ def profile_plan(params: PdSweep) -> ExperimentPlan:
     one = Topology(aggregated=1)
     gpus = alone.gpus // alone.topology.aggregated if alone.topology else 0
     label = alone.label.replace(str(alone.topology), str(one))
-    arms.append(replace(alone, topology=one, label=label, gpus=gpus, passes=passes[:1]))
+    cold = [each for each in passes if each.state == "cold"]
+    ends = (cold[0], cold[-1])
+    arms.append(replace(alone, topology=one, label=label, gpus=gpus, passes=ends))
     return replace(
         made,
         notebook="profile",

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-import torch
 
 from workbench.claims.kernels import allocation, attention, copying, paging, quantisation
 from workbench.claims.recipes.rows import Rows, row
@@ -12,11 +11,14 @@ from workbench.hardware.kv import quantisation_ratio
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
+def torch():
+    """With one thread; imported here, since each process of the tests loads this module."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    yield
+    yield torch
     torch.set_num_threads(before)
 
 
@@ -48,7 +50,7 @@ def test_every_backend_agrees_with_float64_and_all_runs_hold_the_same_cells():
     assert {cell[2] for cell in short["cells"]} == {16}  # no room for longer ones
 
 
-def test_a_wrong_output_is_found(monkeypatch):
+def test_a_wrong_output_is_found(monkeypatch, torch):
     real = torch.nn.functional.scaled_dot_product_attention
     job = {"device": "cpu", "seed": 1, "lengths": [32], "budget_s": 60}
 
@@ -106,7 +108,7 @@ def test_the_paged_append_costs_more_and_values_are_equal(cpu, judged):
     assert paging.read(alone, cpu).checks["aa_noise_floor"] == "unknown"
 
 
-def test_a_pool_keeps_its_blocks():
+def test_a_pool_keeps_its_blocks(torch):
     pool = [torch.empty(8, dtype=torch.uint8) for _ in range(allocation.BLOCKS)]
     allocation.take_from(pool, torch.full((8,), 7, dtype=torch.uint8))
     assert len(pool) == allocation.BLOCKS and all((block == 7).all() for block in pool)
@@ -134,12 +136,12 @@ def test_bandwidth_counts_bytes_read_and_written(monkeypatch):
         ("bf16", {"bits": 16, "group": 1, "scale_bits": 0}),
     ],
 )
-def test_bytes_stored_are_those_of_the_formula(name, formula):
+def test_bytes_stored_are_those_of_the_formula(name, formula, torch):
     kv = torch.randn(1, 2, 16, 128)
     assert kv.numel() * 2 / quantisation.quantised(kv, name)[1] == quantisation_ratio(**formula)
 
 
-def test_a_coarser_format_is_further_off_and_none_is_wrong():
+def test_a_coarser_format_is_further_off_and_none_is_wrong(torch):
     kv, zeros = torch.randn(1, 2, 64, 128), torch.zeros(1, 1, 2, 32)
     error = {
         name: float((quantisation.quantised(kv, name)[0] - kv).norm() / kv.norm())

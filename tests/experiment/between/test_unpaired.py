@@ -101,6 +101,13 @@ def test_two_runs_of_one_model_each_are_paired_whatever_the_models():
     assert paired(one, other) == ({"1p1d nixl": "1p1d lmcache"}, 0, 0)
 
 
+def test_two_deployments_of_one_arm_each_are_paired_whatever_the_topologies():
+    split, aggregated = of({}, [("", "1p1d")]), of({}, [("", "2a")])
+    assert paired(split, aggregated) == ({"1p1d": "2a"}, 0, 0)
+    both = of({}, [("", "1p1d"), ("", "4a")])
+    assert paired(both, aggregated) == ({}, 2, 1)
+
+
 def test_a_selection_of_arm_and_pass():
     result = load_result(recorded("base"))
     assert launches_of(result, cache_state="cold").kinds == (("1p1d nixl", "cold"),)

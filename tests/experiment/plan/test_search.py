@@ -3,21 +3,20 @@ from math import isnan, nan
 import pandas as pd
 import pytest
 
+from workbench.experiment.load_unit import USERS
 from workbench.experiment.plan.search import Limits, Point, Search
 
-SEARCH = Search(
-    limits=Limits(ttft_s=0.5, share=0.9), first_per_s=1.0, bottom_per_s=0.01, top_per_s=100.0
-)
+SEARCH = Search(limits=Limits(ttft_s=0.5, share=0.9), first=1.0, bottom=0.01, top=100.0)
 
 
 def point(rate_per_s, share, *, sent=100, rounds=1):
-    return Point(rate_per_s=rate_per_s, sent=(sent,) * rounds, met=(round(share * sent),) * rounds)
+    return Point(load=rate_per_s, sent=(sent,) * rounds, met=(round(share * sent),) * rounds)
 
 
 def searched(edge_per_s, search=SEARCH):
     """The rates that are tried on a server that meets the limits up to an edge."""
     points = []
-    while (rate := search.next_rate(points)) is not None:
+    while (rate := search.next_load(points)) is not None:
         points.append(point(rate, 1.0 if rate <= edge_per_s else 0.2))
     return points
 
@@ -28,12 +27,12 @@ def searched(edge_per_s, search=SEARCH):
 )
 def test_the_edge_is_bracketed_and_then_bisected(edge_per_s, first):
     points = searched(edge_per_s)
-    rates = [p.rate_per_s for p in points]
+    rates = [p.load for p in points]
     assert rates[: len(first)] == first
     low, high = sorted(first[-2:])
     assert all(low < rate < high for rate in rates[len(first) :])
     answer = SEARCH.answer(points)
-    assert answer.resolved and answer.missed_per_s <= 1.1 * answer.met_per_s
+    assert answer.resolved and answer.missed <= 1.1 * answer.met
 
 
 @pytest.mark.parametrize("edge_per_s", [0.013, 0.7, 1.0, 3.3, 42.0, 99.0])
@@ -41,13 +40,13 @@ def test_wherever_the_edge_is_the_answer_holds_it_in_nine_points(edge_per_s):
     points = searched(edge_per_s)
     answer = SEARCH.answer(points)
     assert len(points) <= 9
-    assert answer.met_per_s <= edge_per_s < answer.missed_per_s
+    assert answer.met <= edge_per_s < answer.missed
 
 
 # The first round met 36/s and bisected above it; the second missed it there.
 GAP = [
-    Point(rate_per_s=24.0, sent=(200, 200), met=(199, 199)),
-    Point(rate_per_s=36.0, sent=(200, 200), met=(185, 20)),
+    Point(load=24.0, sent=(200, 200), met=(199, 199)),
+    Point(load=36.0, sent=(200, 200), met=(185, 20)),
 ]
 
 
@@ -71,9 +70,51 @@ GAP = [
 def test_an_edge_that_is_not_resolved_has_its_reason(points, met_per_s, missed_per_s, reason):
     answer = SEARCH.answer(points)
     assert len(points) <= 9 and not answer.resolved
-    assert answer.met_per_s == pytest.approx(met_per_s, nan_ok=True)
-    assert answer.missed_per_s == pytest.approx(missed_per_s, nan_ok=True)
+    assert answer.met == pytest.approx(met_per_s, nan_ok=True)
+    assert answer.missed == pytest.approx(missed_per_s, nan_ok=True)
     assert reason in answer.reason
+
+
+USERS_SEARCH = Search(
+    limits=Limits(ttft_s=0.5, share=0.9), first=1.0, bottom=1.0, top=50.0, unit=USERS
+)
+
+
+@pytest.mark.parametrize(
+    ("edge", "tried"),
+    [
+        (5, [1, 2, 4, 8, 6, 5]),
+        (1, [1, 2]),
+        (3, [1, 2, 4, 3]),
+        (20, [1, 2, 4, 8, 16, 32, 23, 19, 21]),
+    ],
+)
+def test_users_are_whole_and_bisected_to_one(edge, tried):
+    points = searched(edge, USERS_SEARCH)
+    assert [p.load for p in points] == tried
+    answer = USERS_SEARCH.answer(points)
+    assert answer.resolved and answer.met <= edge < answer.missed
+    assert answer.missed - answer.met <= max(1, 0.11 * answer.met)
+
+
+@pytest.mark.parametrize(
+    ("points", "reason"),
+    [
+        (searched(0, USERS_SEARCH), "even 1 user missed the limits; raise the limits"),
+        (
+            searched(99, USERS_SEARCH),
+            "everything up to 50 users met the limits, and above 50 users too many requests are"
+            " sent at once; use more requests",
+        ),
+        (
+            [point(2, 1.0), point(8, 0.2)],
+            "nothing was measured between 2 and 8 users; start there (example: -p concurrency 4)",
+        ),
+    ],
+)
+def test_a_number_of_users_that_is_not_resolved_has_its_reason(points, reason):
+    answer = USERS_SEARCH.answer(points)
+    assert not answer.resolved and answer.reason == reason
 
 
 def test_forty_requests_can_prove_a_share_of_ninety_percent():
@@ -81,13 +122,13 @@ def test_forty_requests_can_prove_a_share_of_ninety_percent():
 
 
 def test_rounds_that_differ_widen_the_interval():
-    alike = Point(rate_per_s=1, sent=(40, 40, 40), met=(36, 36, 36))
-    unlike = Point(rate_per_s=1, sent=(40, 40, 40), met=(40, 40, 28))
+    alike = Point(load=1, sent=(40, 40, 40), met=(36, 36, 36))
+    unlike = Point(load=1, sent=(40, 40, 40), met=(40, 40, 28))
     assert alike.share == unlike.share
     assert unlike.interval[0] < alike.interval[0]
     # Wilson (1927) for 108 of 120, as scipy.stats.binomtest gives it.
     assert alike.interval == pytest.approx((0.8333, 0.9419), abs=1e-4)
-    assert isnan(Point(rate_per_s=1, sent=(), met=()).share)
+    assert isnan(Point(load=1, sent=(), met=()).share)
 
 
 def test_a_request_meets_both_limits_or_misses():

@@ -6,12 +6,12 @@ from math import isnan, nan
 import pandas as pd
 
 from tests.experiment.result.waterfalls import split
-from workbench.experiment.result.facts import ArmFacts, RateRow
+from workbench.experiment.result.facts import ArmFacts, LoadRow
 from workbench.experiment.result.result_tables import (
     by_request,
     ledger_table,
+    load_table,
     percentile_table,
-    rate_table,
     store_table,
     styled,
     waterfall_table,
@@ -121,11 +121,21 @@ def rate(**given):
         "goodput_per_s": 1.71, "ttft_s": 0.04, "ttft_low_s": 0.036, "ttft_high_s": 0.044,
         "ttft_p90_s": 0.08, "tpot_s": 0.004,
     }  # fmt: skip
-    return RateRow(**fields | given)
+    return LoadRow(**fields | given)
+
+
+def test_the_table_of_a_user_sweep_has_no_rate_but_users():
+    row = rate(rate_per_s=nan, offered_per_s=nan, users=8)
+    found = load_table([row], limited=False).iloc[0].to_dict()
+    assert list(found) == [
+        "arm", "users", "throughput, req/s", "requests", "TTFT p50, ms", "TTFT p90, ms",
+        "TPOT p50, ms",
+    ]  # fmt: skip
+    assert found["users"] == "8"
 
 
 def test_the_table_has_limits_only_where_there_were_some():
-    found = rate_table([rate()], limited=True).iloc[0].to_dict()
+    found = load_table([rate()], limited=True).iloc[0].to_dict()
     assert found == {
         "arm": "1p1d",
         "requested, req/s": "2",
@@ -138,10 +148,10 @@ def test_the_table_has_limits_only_where_there_were_some():
         "TTFT p90, ms": "80.0",
         "TPOT p50, ms": "4.00",
     }
-    free = rate_table([rate(ttft_low_s=nan)], limited=False)
+    free = load_table([rate(ttft_low_s=nan)], limited=False)
     assert "goodput, req/s" not in free and "within limits" not in free
     assert free["TTFT p50, ms"].item() == "40.0"
-    assert rate_table([], limited=True).empty
+    assert load_table([], limited=True).empty
 
 
 def test_the_table_has_medians_in_milliseconds_with_intervals_where_there_are_any():

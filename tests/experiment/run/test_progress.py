@@ -4,7 +4,7 @@ from math import isnan, nan
 
 import pytest
 
-from workbench.experiment.run.progress import ANY_RATE, Progress, Standing, read_standing, spell_s
+from workbench.experiment.run.progress import ANY_LOAD, Progress, Standing, read_standing, spell_s
 
 
 class Clock:
@@ -91,7 +91,7 @@ def test_a_launch_that_ended_early_or_was_left_out_waits_for_nothing(two_arms):
 
 
 def test_a_search_is_expected_to_try_some_rates_and_may_try_more_or_less(clock):
-    progress = Progress([(0, "a", ANY_RATE)] * 3 + [(0, "b", ANY_RATE)] * 3, clock=clock)
+    progress = Progress([(0, "a", ANY_LOAD)] * 3 + [(0, "b", ANY_LOAD)] * 3, clock=clock)
     for rate in (1, 2, 4, 8):
         standing = progress.pass_ended(0, "a", f"cold at {rate}/s")
     assert (standing.done, standing.total) == (4, 7)

@@ -147,8 +147,10 @@ async def test_another_machine_or_workload_or_a_lost_file_begins_anew(
     (attempt,) = home.glob("attempt-*")
     known = known_of(plan)
 
+    said = []
+
     def goes_on(plan=plan, **changed):
-        session = begin_session(plan, replace(known, **changed), echo=lambda _: None)
+        session = begin_session(plan, replace(known, **changed), echo=said.append)
         session.folder.let_go()
         return session.folder.attempt == attempt and len(session.log.ended) == 1
 
@@ -156,6 +158,7 @@ async def test_another_machine_or_workload_or_a_lost_file_begins_anew(
     freer = {name: 0.1 for name in known.machine if name.endswith("free_gb")}
     assert goes_on(machine={**known.machine, **freer})
     assert not goes_on(machine={**known.machine, "versions": {"vllm": "0.1"}})
+    assert said.pop() == f"not resumed, since its machine (versions) differs: {attempt}"
     assert not goes_on(engine=replace(known.engine, model="another"))
     assert not goes_on(workload=replace(known.workload, hash="another"))
     for name in ("requests.parquet", "launches.json"):

@@ -172,3 +172,26 @@ def test_a_sweep_over_rates_has_no_empty_panel_of_ratios():
     assert "aggregated baseline" in figures.speedups(nothing, "ttft_s", kind="opponent").alt
     nothing.attrs["swept"] = True
     assert figures.speedups(nothing, "ttft_s", kind="opponent") is None
+
+
+def predicted(topology, metric, value):
+    return {"topology": topology, "metric": metric, "value": value, "low": 0.9 * value,
+            "high": 1.1 * value}  # fmt: skip
+
+
+def test_predictions_stand_beside_what_was_measured(swept):
+    numbers = [
+        predicted("1p4d", "ttft_s", 2.0), predicted("1p4d", "system_tps", 150.0),
+        predicted("2p4d", "ttft_s", 1.0), predicted("2p4d", "system_tps", 300.0),
+        predicted("4p4d", "", float("nan")),  # refused
+    ]  # fmt: skip
+    chart = figures.topology_overview(*swept, pd.DataFrame(numbers))
+    shown = words(chart)
+    assert "cold, predicted" in shown and "2p4d" in shown
+    assert "1p4d lmcache cold, predicted 2,000; 2p4d cold, predicted 1,000." in chart.alt
+    assert "4p4d" not in chart.alt and "4p4d" not in shown
+    assert "Thin and hollow: predicted, with a 91 % prediction interval" in chart.caption
+    assert "(30 requests in 5 rounds)" in chart.caption  # of what was measured
+    plain = figures.topology_overview(*swept)
+    nothing = figures.topology_overview(*swept, pd.DataFrame())
+    assert plain.svg == nothing.svg and "predicted" not in plain.caption

@@ -96,6 +96,7 @@ def test_without_vllm_or_an_answer_nothing_is_refused(asked, monkeypatch):
 
 
 @pytest.mark.engine
+@pytest.mark.xdist_group("imports vLLM")
 def test_the_real_engines_words():
     """One process: importing vLLM takes 10 s."""
 

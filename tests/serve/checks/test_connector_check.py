@@ -82,6 +82,7 @@ def test_without_a_connector_only_vllm_must_be_there(engine, tmp_path):
 
 
 @pytest.mark.engine
+@pytest.mark.xdist_group("imports vLLM")
 @pytest.mark.parametrize(
     ("name", "error"),
     [("LMCacheMPConnector", ""), ("NixlConnector", ""), ("NoSuch", "Unsupported connector type")],

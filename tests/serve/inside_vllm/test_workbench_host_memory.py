@@ -1,26 +1,37 @@
 """The copies of the offloading spec, without an engine: what is stored comes back to any blocks."""
 
+from __future__ import annotations
+
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import pytest
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("vllm.v1.kv_offload.cpu.spec")
+if TYPE_CHECKING:
+    from vllm.v1.kv_offload.base import GPULoadStoreSpec
 
-from vllm.v1.kv_offload.base import (  # noqa: E402
-    CanonicalKVCacheRef,
-    CanonicalKVCaches,
-    CanonicalKVCacheTensor,
-    GPULoadStoreSpec,
-)
-
-from workbench.serve.inside_vllm.workbench_host_memory import HostMemoryWorker  # noqa: E402
+    from workbench.serve.inside_vllm.workbench_host_memory import HostMemoryWorker
 
 BLOCKS, PAGE = 12, 64
 
 
+@pytest.fixture(autouse=True)
+def _with_vllm() -> None:
+    """Imported by the tests: it takes 10 s, and each process of the tests loads this module."""
+    pytest.importorskip("vllm.v1.kv_offload.cpu.spec")
+
+
 def worker_of(blocks_per_chunk: int = 1, chunks: int = 6) -> HostMemoryWorker:
     """Two layers of 12 blocks; every byte of a block is its number, plus 100 in layer 1."""
+    import torch
+    from vllm.v1.kv_offload.base import (
+        CanonicalKVCacheRef,
+        CanonicalKVCaches,
+        CanonicalKVCacheTensor,
+    )
+
+    from workbench.serve.inside_vllm.workbench_host_memory import HostMemoryWorker
+
     caches = CanonicalKVCaches(
         tensors=[
             CanonicalKVCacheTensor(
@@ -37,6 +48,8 @@ def worker_of(blocks_per_chunk: int = 1, chunks: int = 6) -> HostMemoryWorker:
 
 
 def in_space(blocks: list[int], *, first: int = 0) -> GPULoadStoreSpec:
+    from vllm.v1.kv_offload.base import GPULoadStoreSpec
+
     return GPULoadStoreSpec(blocks, group_sizes=[len(blocks)], block_indices=[first])
 
 

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from tests.conftest import left_running
+from workbench.hardware.machine import usable_cores
 from workbench.serve.processes.ports import free_ports
 from workbench.serve.simulated.substitution import LOADS
 
@@ -35,9 +36,13 @@ class Forks:
         return said
 
     def order(
-        self, name: str, *args: str, fork: str = "workbench.serve.simulated.__main__:main"
+        self,
+        name: str,
+        *args: str,
+        fork: str = "workbench.serve.simulated.__main__:main",
+        cores: tuple[int, ...] = (),
     ) -> int:
-        job = {"fork": fork, "name": name, "args": args, "env": {}}
+        job = {"fork": fork, "name": name, "args": args, "env": {}, "cores": cores}
         job["log"] = str(self.folder / f"{name}.log")
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
@@ -65,8 +70,9 @@ def test_instance_store_and_proxy_are_forked_and_end_when_asked(forks: Forks) ->
     ports = free_ports(4)
     engine, store, http, proxy = map(str, ports)
     decode = f"http://127.0.0.1:{engine}"
+    core = usable_cores()[-1]
     pids = {
-        "decode-0": forks.order("decode-0", "engine", "--port", engine),
+        "decode-0": forks.order("decode-0", "engine", "--port", engine, cores=(core,)),
         "store": forks.order("store", "lmcache", "--port", store, "--http-port", http),
         "proxy": forks.order(
             "proxy",
@@ -80,6 +86,8 @@ def test_instance_store_and_proxy_are_forked_and_end_when_asked(forks: Forks) ->
         ),
     }
     assert answers(ports[0]) and answers(ports[2], "/healthcheck") and answers(ports[3])
+    assert psutil.Process(pids["decode-0"]).cpu_affinity() == [core]
+    assert psutil.Process(pids["store"]).cpu_affinity() == list(usable_cores())
     for name, pid in pids.items():
         assert psutil.Process(pid).ppid() == forks.process.pid
         assert os.getpgid(pid) == pid

@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import gone
 from workbench.errors import DeploymentError, LaunchError
+from workbench.hardware.machine import usable_cores
 from workbench.serve.processes import logs
 from workbench.serve.processes.launcher import Process
 from workbench.serve.processes.local import LocalLauncher
@@ -51,6 +52,12 @@ async def test_a_server_gets_its_environment_beside_that_of_the_notebook(launche
     (process,) = await start(launcher, tmp_path, spec(first=show, env={"MINE": "yes"}))
     assert logs.lines(process.log) == ["yes True"]
     assert process.log == tmp_path / "decode-0.log"
+
+
+async def test_a_server_with_cores_of_its_own_uses_no_others(launcher, spec, tmp_path):
+    core = usable_cores()[-1]
+    (process,) = await start(launcher, tmp_path, spec(cores=(core,)))
+    assert psutil.Process(process.pid).cpu_affinity() == [core]
 
 
 async def test_an_exit_before_ready_gives_the_reason_and_the_logs_path(launcher, spec, tmp_path):

@@ -157,18 +157,19 @@ def pairs_of(run: Launches, base: Launches) -> tuple[list[tuple[Kind, Kind]], li
     """Matching arms and passes of two runs, and those that only one of them has.
 
     Like is the same arm and pass; else the same model, arm and pass, if only one of the runs has
-    several models; else the only ones left with the same model, topology and pass.
+    several models; else the only ones left with the same model, topology and pass; else the arms
+    of runs that have one arm each, such as two attached deployments.
     """
     names = [_names(run.run, base.run), _names(base.run, run.run)]
     pairs: list[tuple[Kind, Kind]] = []
     left = [list(run.kinds), list(base.kinds)]
-    for rank in range(3):
+    for rank in range(4):
         like = [
             (one, other)
             for one, other in product(*left)
             if one[1] == other[1]
-            and names[0].get(one[0], (one[0],) * 3)[rank]
-            == names[1].get(other[0], (other[0],) * 3)[rank]
+            and names[0].get(one[0], (one[0],) * 4)[rank]
+            == names[1].get(other[0], (other[0],) * 4)[rank]
         ]
         ours, theirs = Counter(one for one, _ in like), Counter(other for _, other in like)
         found = [(a, b) for a, b in like if ours[a] == theirs[b] == 1]
@@ -180,15 +181,19 @@ def pairs_of(run: Launches, base: Launches) -> tuple[list[tuple[Kind, Kind]], li
     return pairs, left
 
 
-def _names(run: RunFacts, beside: RunFacts) -> dict[str, tuple[object, object, object]]:
-    """By what an arm is matched, the closest first: its label; model and arm; model and topology.
+def _names(run: RunFacts, beside: RunFacts) -> dict[str, tuple[object, ...]]:
+    """By what an arm is matched, the closest first: its label; model and arm; model and topology;
+    its model, if each run has only this arm.
 
     A run of one model has the model's name in a sweep of several that it is held against.
     """
     only = next((row.model for row in beside.models if row.name == run.engine.model), "")
-    found: dict[str, tuple[object, object, object]] = {}
+    found: dict[str, tuple[object, ...]] = {}
+    single = len(run.arms) == len(beside.arms) == 1
     for arm in run.arms:
         model = arm.short_model or only
         bare = arm.label.removeprefix(f"{arm.short_model} ")
-        found[arm.label] = (arm.label, (model, bare), (model, arm.topology))
+        same_topology = (model, arm.topology)
+        last = (model,) if single else same_topology
+        found[arm.label] = (arm.label, (model, bare), same_topology, last)
     return found

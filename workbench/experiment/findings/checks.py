@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from workbench.experiment.load_unit import RATE
 from workbench.experiment.plan.plan import ExperimentPlan
-from workbench.experiment.plan.rates import rate_name
 from workbench.hardware import machine
 from workbench.hardware.physics import (
     Accelerator,
@@ -84,16 +84,16 @@ def _planned(plan: ExperimentPlan, requests: pd.DataFrame) -> list[tuple[str, in
         (arm.label, number, name)
         for number in range(plan.rounds)
         for arm in plan.arms
-        for name in [*(p.name for p in arm.passes), *_rate_passes(plan, requests, arm.label)]
+        for name in [*(p.name for p in arm.passes), *_load_passes(plan, requests, arm.label)]
     ]
 
 
-def _rate_passes(plan: ExperimentPlan, requests: pd.DataFrame, arm: str) -> list[str]:
-    """Given rates, or those that the first round of a search has tried."""
-    if plan.rates is None:
+def _load_passes(plan: ExperimentPlan, requests: pd.DataFrame, arm: str) -> list[str]:
+    """Given loads, or those that the first round of a search has tried."""
+    if (loads := plan.loads) is None:
         return []
-    tried = plan.rates.points(requests, arm) if plan.rates.search else ()
-    return [rate_name(rate) for rate in plan.rates.given or [each.rate_per_s for each in tried]]
+    tried = loads.points(requests, arm) if loads.search else ()
+    return [loads.unit.pass_name(load) for load in loads.given or [each.load for each in tried]]
 
 
 def _caches(
@@ -134,7 +134,7 @@ def _responses(
     if partly:
         unit = max(256, *(arm.chunk_tokens for arm in plan.arms))
         yield response_gates.cached_as_planned(requests, partly, block=unit)
-    if plan.rates is None:
+    if plan.loads is None:
         same_prompts = requests[~requests["pass"].isin(partly)]
         alike = pd.concat([_alike(part, same_prompts) for part in plan.parts])
         references = [part.text_reference for part in plan.parts]
@@ -144,7 +144,8 @@ def _responses(
         yield run_gates.instances_alike(requests, legs, others_share=others_share)
     if plan.platform in ("cuda", "rocm"):
         yield response_gates.below_ceilings(requests, *ceilings(plan))
-    if plan.rates is None:  # rates are raised until the queue grows: that is what they are for
+    # rates are raised until the queue grows: that is what they are for
+    if plan.loads is None or plan.loads.unit != RATE:
         yield run_gates.steady(
             requests, concurrency=plan.arrivals.concurrency, others_share=others_share
         )

@@ -97,9 +97,13 @@ def limits_of(
         )
     elsewhere = plan.settings is not None and plan.settings.cluster is not None
     if plan.platform == "cpu" and plan.params.engine == "vllm" and not elsewhere:
+        own = plan.settings is not None and plan.settings.cores_per_instance
         limits += [
-            "On a CPU all instances share the same cores, so adding instances adds no compute. On"
-            " GPUs each instance has its own.",
+            "Each instance has its own cores, but they share caches and memory bandwidth, and"
+            " proxy and load generator use the same cores."
+            if own
+            else "On a CPU all instances share the same cores, so adding instances adds no compute."
+            " On GPUs each instance has its own.",
             "KV moves over loopback or shared memory. Network transfer between nodes is not"
             " measured.",
         ]

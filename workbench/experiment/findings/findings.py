@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from math import nan
 from typing import TYPE_CHECKING, TypeVar
 
@@ -28,17 +28,17 @@ from workbench.experiment.findings.doubts import (
 )
 from workbench.experiment.findings.headline import headline, valid_finding
 from workbench.experiment.findings.link_findings import link_rows, link_sentences
+from workbench.experiment.findings.load_findings import (
+    answers,
+    load_cards,
+    load_headline,
+    load_rows,
+    load_sentences,
+)
 from workbench.experiment.findings.model_findings import (
     models_cards,
     models_finding,
     side_by_side,
-)
-from workbench.experiment.findings.rate_findings import (
-    answers,
-    rate_cards,
-    rate_headline,
-    rate_rows,
-    rate_sentences,
 )
 from workbench.experiment.findings.sentences import (
     break_even,
@@ -54,12 +54,14 @@ from workbench.experiment.findings.size_findings import (
     size_sentences,
 )
 from workbench.experiment.findings.target_findings import target_rows
+from workbench.experiment.load_unit import USERS
 from workbench.experiment.plan.plan import ExperimentPlan
+from workbench.experiment.plan.search import Answer
 from workbench.experiment.result.facts import (
     ClockRow,
     Comparison,
     LinkRow,
-    RateRow,
+    LoadRow,
     RunFacts,
     SearchRow,
     SizeRow,
@@ -90,7 +92,7 @@ if TYPE_CHECKING:
 
 
 _Compared = TypeVar("_Compared", SizeRow, LinkRow)
-_OfArm = TypeVar("_OfArm", RateRow, SizeRow, Comparison)
+_OfArm = TypeVar("_OfArm", LoadRow, SizeRow, Comparison)
 
 
 def conclude(
@@ -141,9 +143,9 @@ def conclude(
         doubts = (*facts.doubts, *round_doubts(plan))
         return replace(facts, finding="Nothing was measured", doubts=doubts)
     summary, comparisons = summarise(requests), compare(plan, requests)
-    rates, answered = rate_rows(plan.rates, requests), answers(plan.rates, requests)
-    each_arm = dict.fromkeys(row.arm for row in rates)
-    rates_said = zip(each_arm, rate_sentences(plan.rates, rates, answered), strict=True)
+    loads, answered = load_rows(plan.loads, requests), answers(plan.loads, requests)
+    each_arm = dict.fromkeys(row.arm for row in loads)
+    loads_said = zip(each_arm, load_sentences(plan.loads, loads, answered), strict=True)
     parts = plan.parts
     sizes = tuple(row for part in parts for row in size_rows(part, requests, comparisons, passes))
     gates = check(
@@ -162,7 +164,7 @@ def conclude(
         plan,
         requests,
         requests.iloc[:0] if legs is None else legs,
-        rates=rates,
+        loads=loads,
         found=answered,
         arms=facts.arms,
         points=points,
@@ -171,11 +173,11 @@ def conclude(
     found, unproven = "No request succeeded", ""
     if succeeded(requests).any():
         if plan.by_model:
-            said, limiting = models_finding(plan, comparisons, rates, answered, sizes, failed)
-        elif rates:
+            said, limiting = models_finding(plan, comparisons, loads, answered, sizes, failed)
+        elif loads:
             said, arms = decision_headline(plan, decisions)
-            said = said or rate_headline(rates, answered)
-            limiting = touching(failed, arms=arms or [rates[0].arm])
+            said = said or load_headline(loads, answered)
+            limiting = touching(failed, arms=arms or [loads[0].arm])
         elif sizes:
             said, limiting = size_headline(sizes), touching(failed, arms=sizes[0].arms)
         else:
@@ -183,12 +185,12 @@ def conclude(
         found, unproven = headline(
             said,
             limiting,
-            "times" if rates else "ratios",
+            "times" if loads else "ratios",
             interval=any(row.ratio.verdict != "no_interval" for row in comparisons),
         )
     known = (*earlier, *_links(facts, plan, requests, legs, passes, summary, comparisons, links))
     numbers = [
-        rate_cards(part.rates, _of(part, rates), answered, failed)
+        load_cards(part.loads, _of(part, loads), answered, failed)
         or size_cards(_of(part, sizes), failed)
         or cards(part, summary, _of(part, comparisons), failed)
         for part in parts
@@ -210,7 +212,7 @@ def conclude(
         ),
         break_even=told(pays, spoil(failed, "ratios", "times")) if pays else "",
         sentences=(
-            *told_once((text, spoil(failed, "times", arms=[arm])) for arm, text in rates_said),
+            *told_once((text, spoil(failed, "times", arms=[arm])) for arm, text in loads_said),
             *told_once(_said_of_arms(sizes, size_sentences, failed)),
             *told_once(_said_of_arms(known, link_sentences, failed)),
             *told_once(
@@ -223,18 +225,28 @@ def conclude(
                 for text in sentences(part, summary, _of(part, comparisons), failed)
             ),
         ),
-        rates=rates,
+        rates=loads,
         sizes=sizes,
         links=known,
         points=points,
         decisions=decisions,
         decision=decision_sentence(plan, decisions, failed),
         power=power_sentence(facts.energy, unmetered or {}),
-        searches=tuple(SearchRow(arm=arm, **asdict(each)) for arm, each in answered.items()),
+        searches=tuple(_search_row(plan, arm, each) for arm, each in answered.items()),
         summary=summary,
         comparisons=comparisons,
         targets=target_rows(getattr(plan.params, "targets", ()), facts.arms, comparisons, failed),
     )
+
+
+def _search_row(plan: ExperimentPlan, arm: str, answer: Answer) -> SearchRow:
+    at_rates, users = (answer.met, answer.missed), (nan, nan)
+    if plan.loads is not None and plan.loads.unit == USERS:
+        at_rates, users = users, at_rates
+    return SearchRow(
+        arm=arm, resolved=answer.resolved, reason=answer.reason,
+        met_per_s=at_rates[0], missed_per_s=at_rates[1], met_users=users[0], missed_users=users[1],
+    )  # fmt: skip
 
 
 def _of(part: ExperimentPlan, rows: Sequence[_OfArm]) -> list[_OfArm]:

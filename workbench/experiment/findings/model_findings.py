@@ -7,7 +7,7 @@ from itertools import chain, zip_longest
 from math import isnan
 
 from workbench.experiment.findings.headline import effect
-from workbench.experiment.findings.rate_findings import reached
+from workbench.experiment.findings.load_findings import reached
 from workbench.experiment.findings.sentences import (
     WARM,
     matching,
@@ -19,7 +19,7 @@ from workbench.experiment.findings.sentences import (
 from workbench.experiment.findings.size_findings import pays_at
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.plan.search import Answer
-from workbench.experiment.result.facts import Card, Comparison, RateRow, SizeRow
+from workbench.experiment.result.facts import Card, Comparison, LoadRow, SizeRow
 from workbench.metrics.gates.gate_effects import Failed, listed, struck_arms, touching
 from workbench.metrics.gates.gate_table import failed_name
 
@@ -32,7 +32,7 @@ _CARDS = 4
 def models_finding(
     plan: ExperimentPlan,
     comparisons: Sequence[Comparison],
-    rates: Sequence[RateRow],
+    loads: Sequence[LoadRow],
     answered: Mapping[str, Answer],
     sizes: Sequence[SizeRow],
     failed: Failed,
@@ -42,16 +42,17 @@ def models_finding(
     `Warm KV store: TTFT 4.6x faster on A, 2.1x faster on B`. A model whose arms all failed a gate
     is left out and named in brackets, if another one is valid.
     """
-    bad = struck_arms(failed, "times" if rates else "ratios")
+    bad = struck_arms(failed, "times" if loads else "ratios")
     valid = [part for part in plan.parts if not {arm.label for arm in part.arms} <= bad.keys()]
     left_out = [part.model for part in plan.parts if part not in valid] if valid else []
     parts = valid or list(plan.parts)
     good = bad if valid else {}
     lead, each = "", {part.model: "" for part in parts}
-    if rates:
-        lead = "Highest rate within the limits:" if answered else "Throughput"
+    if loads:
+        noun = loads[0].unit.noun
+        lead = f"Highest {noun} within the limits:" if answered else "Throughput"
         each = {
-            part.model: reached([r for r in rates if r.arm in _labels(part)], answered)
+            part.model: reached([r for r in loads if r.arm in _labels(part)], answered)
             for part in parts
         }
     elif sizes:

@@ -15,6 +15,7 @@ from math import ceil, isnan
 from typing import Literal
 
 from workbench.errors import ParameterError, PlanError, must_be, unused
+from workbench.experiment.load_unit import USERS
 from workbench.experiment.plan.compared import check_targets
 from workbench.experiment.plan.engine_setup import (
     check_engine,
@@ -26,13 +27,14 @@ from workbench.experiment.plan.engine_setup import (
     own_speed,
 )
 from workbench.experiment.plan.hit_plan import plan_hits
+from workbench.experiment.plan.loads import loads_of, users_by_limits
 from workbench.experiment.plan.plan import Arm, ExperimentPlan, OfModel, Pass, pass_in
-from workbench.experiment.plan.rates import rates_of
 from workbench.experiment.plan.traffic import WorkloadSpec, arrivals_of, length_doubts, workload_of
 from workbench.experiment.plan.which_connectors import Chosen, chosen
 from workbench.experiment.plan.working_sets import with_working_sets
 from workbench.hardware import machine
 from workbench.load.drive.open_files import check_files, most_in_flight
+from workbench.load.workload.arrivals import closed
 from workbench.params.engine_args import words
 from workbench.params.notebooks import (
     ALL_CONNECTORS,
@@ -167,7 +169,7 @@ def _of_all(said: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
 
 def _sweep_plan(params: PdSweep) -> ExperimentPlan:
     settings, model, capacity = engine_of(params)
-    asked = chosen(params, params.topologies, settings)
+    asked = chosen(params, params.measured, settings)
     arms, left_out = sweep_arms(params, settings, capacity, asked)
     _check_startable(params, arms, settings)
     made = _with_load("pd_sweep", params, arms, workload_of(params, settings, model))
@@ -182,7 +184,7 @@ def servers_of(params: PdSweep) -> tuple[Arm, list[str]]:
     """
     check_engine(params)
     settings, _, capacity = engine_of(params)
-    asked = chosen(params, params.topologies, settings)
+    asked = chosen(params, params.measured, settings)
     arms, _ = sweep_arms(params, settings, capacity, asked)
     _check_startable(params, arms, settings)
     return arms[0], [*engine_notes(params, settings), *_connector_doubts(arms[:1])]
@@ -206,7 +208,7 @@ def sweep_arms(
     With them, a sentence for each connector or opponent that was left out. Raises PlanError for
     what does not fit connector, topology and capacity.
     """
-    tp, topologies = params.tp, params.topologies
+    tp, topologies = params.tp, params.measured
     subjects = {topology: asked.subjects(topology) for topology in topologies}
     _check_transport(params, asked)
     for topology, names in subjects.items():
@@ -340,28 +342,32 @@ def _with_load(
 ) -> ExperimentPlan:
     """The plan of these arms, still without its notes and doubts."""
     requests = len(workload.sample.requests)
-    rates = rates_of(params, requests) if isinstance(params, PdSweep) else None
+    loads = loads_of(params, workload.sample) if isinstance(params, PdSweep) else None
+    # Of a sweep those of its highest load, for which files are reserved.
+    if loads is not None and loads.unit == USERS:
+        arrivals = closed(int(loads.top))
+    else:
+        arrivals = arrivals_of(params, requests, rate_per_s=loads.top if loads else 0.0)
     return ExperimentPlan(
         notebook=notebook,
         params=params,
         arms=arms,
         rounds=params.rounds,
         workload=workload,
-        # Of a sweep over rates those of its highest, for which files are reserved.
-        arrivals=arrivals_of(params, requests, rate_per_s=rates.top_per_s if rates else 0.0),
-        rates=rates,
+        arrivals=arrivals,
+        loads=loads,
     )
 
 
 def _within_minutes(made: ExperimentPlan) -> ExperimentPlan:
     """The plan with fewer requests if the reference workload would take long on this machine.
 
-    Rounds stay, since intervals come from them, and so do requests that are sent at a rate.
+    Rounds stay, since intervals come from them, and so do requests of a sweep or at a rate.
     """
     params = made.params
     if not isinstance(params, PdSweep) or params.workload != "reference" or params.requests:
         return made
-    if params.working_sets:
+    if params.working_sets or params.swept:
         return made
     closed = made.arrivals.kind == "closed"
     if made.speed is None or not closed or not made.rule_s > LONG_RUN_S:
@@ -478,6 +484,15 @@ def _doubts(made: ExperimentPlan) -> Iterator[str]:
             yield from host_doubts(settings.cluster, plans)
     yield from _connector_doubts(made.arms)
     yield from made.workload.sample.doubts
+    loads, requests = made.loads, len(made.workload.sample.requests)
+    if loads is not None and loads.unit == USERS and str(loads.limits):
+        users = int(loads.top)
+        if users > users_by_limits(loads.limits, requests):
+            enough = ceil(users / (1 - loads.limits.share) - 1e-9)
+            yield (
+                f"At {users} users, {users} of {requests} requests are sent at once, more than may"
+                f" miss the limits. Their TTFT decides; use at least {enough} requests."
+            )
     # What is shared is held once; a partly warm pass leaves the new part of each prompt behind.
     new = max(sum(1 - p.share for p in arm.passes) for arm in made.arms)
     sent_tokens = sum(

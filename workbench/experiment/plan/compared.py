@@ -7,7 +7,6 @@ from typing import Literal
 
 from workbench.errors import PlanError
 from workbench.experiment.plan.plan import Arm, ExperimentPlan
-from workbench.experiment.plan.rates import rate_name
 from workbench.experiment.plan.which_connectors import rivals_of
 from workbench.params.notebooks import LoadParams
 from workbench.params.targets import Named, Target, not_answered
@@ -19,11 +18,11 @@ Kind = Literal["cache-state", "opponent", "cache-off", "no-offload"]
 
 
 def pairs(
-    plan: ExperimentPlan, at_rates: Mapping[str, Collection[str]]
+    plan: ExperimentPlan, at_loads: Mapping[str, Collection[str]]
 ) -> Iterator[tuple[Kind, Side, Side]]:
     """Each comparison of one model's plan: its kind, what is judged, and the baseline.
 
-    `at_rates` has the passes at rates of each arm, in a sweep or search over rates.
+    `at_loads` has the passes of each arm at the loads of a sweep or search.
     """
     for arm in plan.arms:
         for measured in arm.passes[1:]:
@@ -31,9 +30,9 @@ def pairs(
                 yield "cache-state", (arm, measured.name), (arm, measured.after)
     for subject, rival in rivals(plan.arms):
         shared = [p.name for p in subject.passes if p.name in {q.name for q in rival.passes}]
-        if plan.rates is not None:  # each arm of a search has rates of its own
-            theirs = at_rates.get(rival.label, ())
-            shared += [name for name in at_rates.get(subject.label, ()) if name in theirs]
+        if plan.loads is not None:  # each arm of a search has loads of its own
+            theirs = at_loads.get(rival.label, ())
+            shared += [name for name in at_loads.get(subject.label, ()) if name in theirs]
         for name in shared:
             yield "opponent", (subject, name), (rival, name)
     for arm, without in _without_offload(plan.arms):
@@ -76,13 +75,13 @@ def check_targets(plan: ExperimentPlan) -> None:
     """Refuse targets that no comparison of the plan answers. Raises PlanError."""
     if not isinstance(plan.params, LoadParams) or not plan.params.targets:
         return
-    # A search finds its rates only while it runs.
-    rates = [rate_name(rate) for rate in plan.rates.given] if plan.rates else []
-    at_rates = {arm.label: rates for arm in plan.arms}
+    # A search finds its loads only while it runs.
+    names = [*map(plan.loads.unit.pass_name, plan.loads.given)] if plan.loads else []
+    at_loads = {arm.label: names for arm in plan.arms}
     answered = [
         (kind, named(arm), name)
         for part in plan.parts
-        for kind, (arm, name), _ in pairs(part, at_rates)
+        for kind, (arm, name), _ in pairs(part, at_loads)
     ]
     for text in plan.params.targets:
         if refusal := not_answered(Target.parse(text), answered):

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
-from workbench.errors import ParameterError, PlanError, must_be
+from workbench.errors import ParameterError, PlanError, must_be, unused
 from workbench.experiment.plan.plan import Arm
 from workbench.experiment.plan.speed import REFERENCE_TOKENS, Speed, layers_for, machine_speed
 from workbench.hardware import machine
@@ -63,6 +63,7 @@ def engine_of(params: EngineParams) -> tuple[EngineSettings, ModelFacts | None, 
     capacity = Capacity(
         devices=devices_of(facts),
         instances_per_gpu=getattr(params, "instances_per_gpu", 1),
+        cores=machine.usable_cores(),
         free_memory_gb=facts.memory_free_gb,
         free_shm_gb=_free_shm_gb(settings, facts),
     )
@@ -74,10 +75,14 @@ def settings_for(
 ) -> EngineSettings:
     """Settings as far as the engine need not be asked; `maker` makes the tiny model.
 
-    Raises PlanError for an instance of several processes on a CPU.
+    Raises PlanError for an instance of several processes on a CPU, and for cores beside GPUs.
     """
     platform: Platform = facts.platform if params.platform == "auto" else params.platform  # type: ignore[assignment]
     dtype = number_format(params.dtype, platform, fast_bf16=facts.fast_bf16)
+    cores = getattr(params, "cores_per_instance", 0)
+    if cores and platform != "cpu":
+        example = f"-p platform cpu -p cores_per_instance {cores}"
+        raise PlanError(unused("cores_per_instance", cores, f"platform={platform}", example))
     own = params.built_in_model
     model = own_model(platform, dtype, maker, own) if own else Path(params.model)
     if (params.place != "local" or used is not None) and not _on_hub(model):
@@ -91,6 +96,7 @@ def settings_for(
         context_tokens=params.context_tokens,
         kv_cache_mib=params.kv_cache_mib,
         gpu_memory_share=params.gpu_memory_share,
+        cores_per_instance=cores,
         extra_args=words(params.engine_args),
         role_args=_role_args(params),
         extra_env=variables(params.engine_env),
@@ -222,9 +228,10 @@ def _simulated(params: EngineParams) -> tuple[EngineSettings, ModelFacts, Capaci
         kv_cache_mib=kv_cache_mib,
         fault=params.fault,
         seed=params.seed,
+        cores_per_instance=getattr(params, "cores_per_instance", 0),
         extra_args=("--times-as-long", f"{_WIDE_TAKES:g}") if wide else (),
     )
-    return settings, model_facts(model), Capacity()
+    return settings, model_facts(model), Capacity(cores=machine.usable_cores())
 
 
 def own_speed(params: EngineParams, settings: EngineSettings) -> Speed | None:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.errors import PlanError
+from workbench.experiment.load_unit import RATE, USERS, LoadUnit
 from workbench.experiment.plan.duration import Duration, measured_before
-from workbench.experiment.plan.rates import Rates, rate_name
+from workbench.experiment.plan.loads import Loads
 from workbench.experiment.plan.speed import TYPICAL, Speed
 from workbench.experiment.plan.traffic import WorkloadSpec, arrivals_of
 from workbench.hardware import machine
@@ -70,9 +71,12 @@ def pass_in(state: str) -> Pass:
     return Pass(name=state, state=state, decode_shift=int(state == "cross-instance"))  # type: ignore[arg-type]
 
 
-def rate_pass(rate_per_s: float) -> Pass:
-    """The cold pass at one rate of a sweep."""
-    return Pass(name=rate_name(rate_per_s), state="cold", rate_per_s=rate_per_s)
+def load_pass(unit: LoadUnit, load: float) -> Pass:
+    """The cold pass at one load of a sweep."""
+    name = unit.pass_name(load)
+    if unit == USERS:
+        return Pass(name=name, state="cold", concurrency=int(load))
+    return Pass(name=name, state="cold", rate_per_s=load)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,9 +181,10 @@ class ExperimentPlan:
     rounds: int
     workload: WorkloadSpec
     arrivals: Arrivals
-    """In a sweep over rates, those of its highest rate."""
-    rates: Rates | None = None
-    """A sweep over rates, or a search; each rate is a cold pass with prompts of its own."""
+    """In a sweep over loads, those of its highest load."""
+    loads: Loads | None = None
+    """A sweep over rates or users, or a search; each load is a cold pass with prompts of its own.
+    """
     doubts: tuple[str, ...] = ()
     speed: Speed | None = None
     """Of this machine with the tiny model; None for another model, engine or platform."""
@@ -284,9 +289,9 @@ class ExperimentPlan:
     def passes(self, arm: Arm, number: int, rows: Callable[[], pd.DataFrame]) -> Iterator[Pass]:
         """The passes of an arm in a round; `rows` has the requests measured so far."""
         yield from arm.passes
-        if self.rates is not None:
-            for rate in self.rates.of_round(number, arm.label, rows):
-                yield rate_pass(rate)
+        if self.loads is not None:
+            for load in self.loads.of_round(number, arm.label, rows):
+                yield load_pass(self.loads.unit, load)
 
     def arrivals_in(self, measured: Pass) -> Arrivals:
         """When the requests of a pass are sent."""
@@ -373,7 +378,7 @@ class ExperimentPlan:
                 [here.cpu, here.cores, [gpu.name for gpu in here.gpus]],
                 {name: here.versions.get(name) for name in ("vllm", "lmcache", "workbench")},
                 [self.workload.sample.hash, self.workload.options, self.describe_arrivals()],
-                [[*map(asdict, arm.passes)], str(self.rates or ""), self.params.fork],
+                [[*map(asdict, arm.passes)], str(self.loads or ""), self.params.fork],
             ],
             sort_keys=True,
             default=str,
@@ -385,10 +390,12 @@ class ExperimentPlan:
         if self.by_model:
             return self.part_of(arm)._rule_s(arm)
         requests = self.workload.sample.requests
-        rates = self.rates.expected if self.rates is not None else ()
-        sent_s = sum(len(requests) / rate for rate in rates)
+        swept = self.loads.expected if self.loads is not None else ()
+        at_rates = self.loads is not None and self.loads.unit == RATE
+        sent_s = sum(len(requests) / rate for rate in swept) if at_rates else 0.0
         if self.platform == "simulated":
-            return 1.2 + 0.5 * len(arm.passes) + sent_s
+            in_loops = len(arm.passes) + (0 if at_rates else len(swept))
+            return 1.2 + 0.5 * in_loops + sent_s
         speed = self.speed
         if speed is None:
             return nan
@@ -400,8 +407,13 @@ class ExperimentPlan:
         # Steps of requests in flight are taken together, and cost more for each.
         together = self.arrivals.concurrency if self.arrivals.kind == "closed" else 1
         answers = sum(request.max_tokens for request in requests)
-        steps = answers / min(together, len(requests)) ** 0.5
-        pass_s = PASS_S + speed.step_s * steps + WARM_SHARE * prefill_s
+
+        def warm_s(in_flight: float) -> float:
+            steps = answers / min(in_flight, len(requests)) ** 0.5
+            took_s: float = PASS_S + speed.step_s * steps + WARM_SHARE * prefill_s
+            return took_s
+
+        pass_s = warm_s(together)
         instance_s = LAUNCH_INSTANCE_S + (arm.store.instance_start_s if arm.store else 0.0)
         instances = arm.topology.instances if arm.topology else 0
         launch_s = LAUNCH_S + instances * instance_s
@@ -416,14 +428,18 @@ class ExperimentPlan:
         )
         passes_s = cold * prefill_s + PASS_S * len(parts) + sum(parts) * (pass_s - PASS_S)
         slower = speed.fork_server_s / TYPICAL.fork_server_s
-        swept_s = max(sent_s, len(rates) * (prefill_s + pass_s))
+        at_once = [1 if at_rates else load for load in swept]
+        swept_s: float = max(sent_s, sum(prefill_s + warm_s(each) for each in at_once))
         total_s: float = slower * launch_s + passes_s + swept_s
         return total_s
 
     def describe_arrivals(self) -> str:
         """One line for a report: when requests were sent."""
-        if self.rates is None:
+        if self.loads is None:
             return self.arrivals.describe()
+        if self.loads.unit == USERS:
+            given = ", ".join(f"{users:g}" for users in self.loads.given)
+            return f"closed loop, {given or 'as many as meet the limits'} at a time"
         kind = self.arrivals.kind.capitalize()
         return f"open loop, {kind} arrivals at each rate (seed {self.arrivals.seed})"
 
@@ -436,7 +452,7 @@ class ExperimentPlan:
         lines.append(f"workload {self.workload}; {self.describe_arrivals()}")
         if self.settings is not None and self.settings.cluster is not None:
             lines += ["", *self.settings.cluster.table()]
-        swept = [str(self.rates)] if self.rates else []
+        swept = [str(self.loads)] if self.loads else []
         for arm in self.arms:
             passes = ", ".join([*(p.name for p in arm.passes), *swept])
             role = "baseline" if arm.role == "opponent" else arm.role

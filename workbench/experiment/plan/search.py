@@ -1,9 +1,10 @@
-"""Finds the highest rate that meets the limits: which rate to try next, and what all rates show.
+"""Finds the highest load that meets the limits: which load to try next, and what all loads show.
 
-Nothing is run here. A rate meets the limits if a wanted fraction of its requests has TTFT and TPOT
-within them. The first round doubles or halves the rate until the highest one is bracketed, then
-bisects. Later rounds repeat the same rates, each on a fresh launch. The answer is based on the
-intervals of all rounds, and is "not resolved" if they are too wide.
+Nothing is run here. A load (an arrival rate, or users of a closed loop) meets the limits if a
+wanted fraction of its requests has TTFT and TPOT within them. The first round doubles or halves the
+load until the highest one is bracketed, then bisects. Later rounds repeat the same loads, each on a
+fresh launch. The answer is based on the intervals of all rounds, and is "not resolved" if they are
+too wide.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from math import inf, isnan, nan, sqrt
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
+from workbench.experiment.load_unit import RATE, LoadUnit, load_text
 from workbench.metrics.statistics import ROUNDS_FOR_INTERVAL, t_interval
 
 _Z = NormalDist().inv_cdf(0.975)
@@ -42,9 +44,9 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """One rate: how many requests were sent in each round, and how many met the limits."""
+    """One load: how many requests were sent in each round, and how many met the limits."""
 
-    rate_per_s: float
+    load: float
     sent: tuple[int, ...]
     met: tuple[int, ...]
 
@@ -75,11 +77,11 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """The highest rate whose interval meets the limits, and the lowest one that misses them."""
+    """The highest load whose interval meets the limits, and the lowest one that misses them."""
 
-    met_per_s: float
+    met: float
     """NaN if there is none."""
-    missed_per_s: float
+    missed: float
     """NaN if there is none."""
     resolved: bool
     reason: str
@@ -88,84 +90,94 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
-    """A search between `bottom_per_s` and `top_per_s` that begins at `first_per_s`."""
+    """A search between the loads `bottom` and `top` that begins at `first`."""
 
     limits: Limits
-    first_per_s: float
-    bottom_per_s: float
-    top_per_s: float
-    """Above it all requests arrive within one TTFT limit: a burst, not a rate."""
+    first: float
+    bottom: float
+    top: float
+    """Above it a pass is a burst: all requests arrive within one TTFT limit, or more users send
+    their first at once than may miss the limits."""
+    unit: LoadUnit = RATE
     resolution: float = 0.1
     """The search ends when both sides differ by at most this fraction."""
     wide: float = 0.3
     """The result is resolved if both sides differ by at most this fraction."""
     most_points: int = 9
 
-    def next_rate(self, points: Sequence[Point]) -> float | None:
-        """The rate to try after these of the first round, or None at the end.
+    def next_load(self, points: Sequence[Point]) -> float | None:
+        """The load to try after these of the first round, or None at the end.
 
-        Here the fraction alone decides whether a rate met the limits; intervals need more rounds.
+        Here the fraction alone decides whether a load met the limits; intervals need more rounds.
         """
-        met = [p.rate_per_s for p in points if p.share >= self.limits.share]
-        missed = [p.rate_per_s for p in points if not p.share >= self.limits.share]
+        met = [p.load for p in points if p.share >= self.limits.share]
+        missed = [p.load for p in points if not p.share >= self.limits.share]
         if not points:
-            rate = min(self.top_per_s, max(self.bottom_per_s, self.first_per_s))
+            load = min(self.top, max(self.bottom, self.first))
         elif len(points) >= self.most_points:
             return None
         elif not missed:
-            rate = min(self.top_per_s, 2 * max(met))
-        elif not (below := [rate for rate in met if rate < min(missed)]):
-            rate = max(self.bottom_per_s, min(missed) / 2)
-        elif min(missed) <= (1 + self.resolution) * max(below):
+            load = min(self.top, 2 * max(met))
+        elif not (below := [load for load in met if load < min(missed)]):
+            load = max(self.bottom, min(missed) / 2)
+        elif self._close(max(below), min(missed), self.resolution):
             return None
         else:
-            rate = sqrt(max(below) * min(missed))
-        rate = float(f"{rate:.3g}")
-        return None if any(rate == p.rate_per_s for p in points) else rate
+            load = sqrt(max(below) * min(missed))
+        load = self.unit.rounded(load)
+        return None if any(load == p.load for p in points) else load
+
+    def _close(self, low: float, high: float, most: float) -> bool:
+        """Whether both differ by at most this fraction, or by one user."""
+        return high <= (1 + most) * low or (self.unit != RATE and high - low <= 1)
 
     def answer(self, points: Sequence[Point]) -> Answer:
-        """What the rates of all rounds show together."""
+        """What the loads of all rounds show together."""
         share = self.limits.share
-        met = [p.rate_per_s for p in points if p.interval[0] >= share]
-        missed = [p.rate_per_s for p in points if p.interval[1] < share]
+        met = [p.load for p in points if p.interval[0] >= share]
+        missed = [p.load for p in points if p.interval[1] < share]
         highest, lowest = max(met, default=nan), min(missed, default=nan)
         reason = self._why_not(points, highest, lowest)
-        return Answer(met_per_s=highest, missed_per_s=lowest, resolved=not reason, reason=reason)
+        return Answer(met=highest, missed=lowest, resolved=not reason, reason=reason)
 
     def _why_not(self, points: Sequence[Point], highest: float, lowest: float) -> str:
-        share = self.limits.share
+        share, unit = self.limits.share, self.unit
         if not points:
-            return "no rate was measured"
+            return f"no {unit.noun} was measured"
         if highest > lowest:
             return (
-                f"{highest:g} req/s met the limits, but a lower rate of {lowest:g} req/s missed"
-                " them; measure again with more requests"
+                f"{unit.said(highest)} met the limits, but a lower {unit.noun} of"
+                f" {unit.said(lowest)} missed them; measure again with more requests"
             )
         straddling = ""
         for p in points:
             low, high = p.interval
-            outside = p.rate_per_s < highest or p.rate_per_s > lowest
+            outside = p.load < highest or p.load > lowest
             if low < share <= high and not outside and not straddling:
                 straddling = (
-                    f"at {p.rate_per_s:g} req/s {100 * p.share:.0f} % of {sum(p.sent)} requests met"
+                    f"at {unit.said(p.load)} {100 * p.share:.0f} % of {sum(p.sent)} requests met"
                     f" the limits (95 % CI {100 * low:.0f} to {100 * high:.0f} %), which does not"
                     f" settle {100 * share:.0f} %; use more requests or rounds"
                 )
         if isnan(highest) and isnan(lowest):
             return straddling
         if isnan(lowest):
+            every, burst = "all rates", "all requests arrive"
+            if unit != RATE:
+                every, burst = "everything", "too many requests are sent"
             return straddling or (
-                f"all rates up to {highest:g} req/s met the limits, and above {self.top_per_s:.3g}"
-                " req/s all requests arrive at once; use more requests"
+                f"{every} up to {unit.said(highest)} met the limits, and above"
+                f" {unit.said(self.top)} {burst} at once; use more requests"
             )
         if isnan(highest):
+            lower = " or start with a lower rate_per_s" if unit == RATE else ""
             return straddling or (
-                f"even {lowest:g} req/s missed the limits; raise the limits or start with a lower"
-                " rate_per_s"
+                f"even {unit.said(lowest)} missed the limits; raise the limits{lower}"
             )
-        if lowest > (1 + self.wide) * highest:
+        if not self._close(highest, lowest, self.wide):
+            between = sqrt(highest * lowest)
             return straddling or (
-                f"nothing was measured between {highest:g} and {lowest:g} req/s; start there"
-                f" (example: -p rate_per_s {sqrt(highest * lowest):.3g})"
+                f"nothing was measured between {load_text(highest)} and {unit.said(lowest)}; start"
+                f" there (example: -p {unit.column} {unit.rounded(between):g})"
             )
         return ""

@@ -8,7 +8,9 @@ from datetime import datetime
 from math import isnan, nan
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from workbench.experiment.load_unit import RATE, USERS, LoadUnit
 from workbench.experiment.result.claim_account import ClaimAccount
+from workbench.experiment.result.predicted import FitRow, HeldOutRow, PredictedRow
 from workbench.metrics.gates.gate import Gate
 from workbench.metrics.gates.gate_effects import failed_gates
 from workbench.metrics.gates.gate_table import GRADES, Effect, Kind
@@ -152,12 +154,12 @@ class TargetRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RateRow:
-    """What one offered rate gave for one arm."""
+class LoadRow:
+    """What one load of a sweep gave for one arm: an arrival rate, or users of a closed loop."""
 
     arm: str
     rate_per_s: Number
-    """The requested rate."""
+    """The requested rate; null in a closed loop."""
     n_requests: int
     n_rounds: int
     share: Number
@@ -165,7 +167,7 @@ class RateRow:
     share_low: Number
     share_high: Number
     offered_per_s: Number
-    """The rate of the arrival times drawn for it."""
+    """The rate of the arrival times drawn for it; null in a closed loop."""
     achieved_per_s: Number
     """Throughput: responses per second, from the first to the last end of a round."""
     goodput_per_s: Number
@@ -175,18 +177,33 @@ class RateRow:
     ttft_high_s: Number
     ttft_p90_s: Number
     tpot_s: Number
+    users: Number = nan
+    """Requests in flight of a closed loop; null at an arrival rate."""
+
+    @property
+    def unit(self) -> LoadUnit:
+        """What its load counts."""
+        return RATE if isnan(self.users) else USERS
+
+    @property
+    def requested(self) -> float:
+        """The load that was asked for."""
+        return self.rate_per_s if isnan(self.users) else self.users
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchRow:
-    """What a search for the highest rate within the limits found for one arm."""
+    """What a search for the highest load within the limits found for one arm."""
 
     arm: str
     met_per_s: Number
-    """The requested rate, as `rate_per_s` of `rates`."""
+    """The requested rate, as `rate_per_s` of `rates`; null in a closed loop."""
     missed_per_s: Number
     resolved: bool
     reason: str
+    met_users: Number = nan
+    """Requests in flight of a closed loop; null at an arrival rate."""
+    missed_users: Number = nan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -591,7 +608,8 @@ class RunFacts:
     ledger: tuple[Account, ...] = ()
     doubts: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
-    rates: tuple[RateRow, ...] = ()
+    rates: tuple[LoadRow, ...] = ()
+    """The loads of a sweep or search: rates, or users."""
     searches: tuple[SearchRow, ...] = ()
     points: tuple[PointRow, ...] = ()
     decisions: tuple[DecisionRow, ...] = ()
@@ -612,6 +630,12 @@ class RunFacts:
     summary: tuple[SummaryRow, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     targets: tuple[TargetRow, ...] = ()
+    profile: str = ""
+    """Of a run with predictions: which run was profiled, or why nothing is predicted."""
+    fits: tuple[FitRow, ...] = ()
+    """Of that profile."""
+    held_out: tuple[HeldOutRow, ...] = ()
+    predictions: tuple[PredictedRow, ...] = ()
     client: Mapping[str, Number] = field(default_factory=dict)
     """The worst of each reading of the client's health."""
     launches: LaunchFacts | None = None

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from math import isnan
 from typing import TYPE_CHECKING
 
+from workbench.experiment.load_unit import load_text
 from workbench.experiment.result.facts import DecisionRow, PointRow, RunFacts
 from workbench.metrics.gates.gate_effects import spoil, told
 from workbench.metrics.statistics import Estimate, three_digits
@@ -99,12 +100,6 @@ def decision_lines(run: RunFacts) -> list[str]:
         if row.note
     ]
     return [text for text in (run.decision, *notes, run.power) if text]
-
-
-def load_text(load: float) -> str:
-    """A rate as it was sent, or users, in three digits without zeros at the end: 4, 52.3, 1,234."""
-    said = three_digits(load)
-    return said.rstrip("0").rstrip(".") if "." in said else said
 
 
 def _load(row: DecisionRow) -> str:

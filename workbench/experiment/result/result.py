@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any, Self
 from workbench.errors import ResultError, nearest
 from workbench.experiment.result import point_tables
 from workbench.experiment.result import result_tables as tables
-from workbench.experiment.result.facts import ClockRow, RateRow, RunFacts, TokenRow
+from workbench.experiment.result.facts import ClockRow, LoadRow, RunFacts, TokenRow
+from workbench.experiment.result.predicted import (
+    FitRow,
+    PredictedRow,
+    fit_table,
+    held_out_table,
+    prediction_lines,
+    prediction_table,
+)
 from workbench.experiment.result.result_file import from_plain, read_facts, to_plain
 from workbench.experiment.result.run_folder import FrameFiles, read_frame
 from workbench.experiment.result.waterfall_diff import why
@@ -109,11 +117,41 @@ class Result:
         return self._marked(tables.comparison_frame(self.run.comparisons))
 
     @property
-    def rates(self) -> pd.DataFrame:
-        """One row per arm and offered rate of a sweep or search; empty without one."""
-        frame = self._marked(tables.frame_of(RateRow, self.run.rates))
+    def loads(self) -> pd.DataFrame:
+        """One row per arm and load of a sweep or search; empty without one."""
+        frame = self._marked(tables.frame_of(LoadRow, self.run.rates))
         frame.attrs["limited"] = self._limited
         return frame
+
+    @property
+    def predictions(self) -> pd.DataFrame:
+        """One row per predicted topology and metric; empty without predictions."""
+        return self._marked(tables.frame_of(PredictedRow, self.run.predictions))
+
+    def prediction_lines(self) -> list[str]:
+        """Markdown above the tables of predictions; empty without predictions."""
+        return list(prediction_lines(self.run.profile, self.run.held_out, self.run.predictions))
+
+    def held_out_table(self) -> pd.DataFrame:
+        """Errors of predictions on held-out topologies; empty without any."""
+        return self._showing(held_out_table(self.run.held_out), "times")
+
+    def prediction_table(self) -> pd.DataFrame:
+        """The predictions, a row per topology, and which of them are checked."""
+        return self._showing(prediction_table(self.run.predictions))
+
+    @property
+    def fits(self) -> pd.DataFrame:
+        """One row per fitted part of the profile behind the predictions; empty without one."""
+        frame = self._marked(tables.frame_of(FitRow, self.run.fits))
+        if self.run.notebook != "profile":  # whose gates are those of its own run
+            frame.attrs["failed_gates"] = {}
+        frame.attrs["profile"] = self.run.profile
+        return frame
+
+    def fit_table(self) -> pd.DataFrame:
+        """The fits as one table: formula, residual, and the range that each holds in."""
+        return self._showing(fit_table(self.run.fits))
 
     @property
     def points(self) -> pd.DataFrame:
@@ -162,9 +200,9 @@ class Result:
         frame.attrs["pass_times"] = self.run.pass_times
         return frame
 
-    def rate_table(self) -> pd.DataFrame:
-        """The rates as one table with units and intervals; empty without a sweep or search."""
-        return self._showing(tables.rate_table(self.run.rates, limited=self._limited), "times")
+    def load_table(self) -> pd.DataFrame:
+        """The loads as one table with units and intervals; empty without a sweep or search."""
+        return self._showing(tables.load_table(self.run.rates, limited=self._limited), "times")
 
     @property
     def _limited(self) -> bool:

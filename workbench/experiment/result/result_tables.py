@@ -7,12 +7,13 @@ from dataclasses import fields
 from math import isnan, nan
 from typing import TYPE_CHECKING, Any
 
+from workbench.experiment.load_unit import USERS
 from workbench.experiment.result.facts import (
     ArmFacts,
     ClockRow,
     Comparison,
     LinkRow,
-    RateRow,
+    LoadRow,
     RunFacts,
     SizeRow,
     SummaryRow,
@@ -305,8 +306,8 @@ def _withhold(found: pd.DataFrame, rows: pd.Series[bool], why: str) -> None:
     found.loc[rows, "note"] = f"withheld: {why}"
 
 
-def rate_table(rows: Iterable[RateRow], *, limited: bool) -> pd.DataFrame:
-    """One row for each arm and offered rate, with units and intervals in the cells.
+def load_table(rows: Iterable[LoadRow], *, limited: bool) -> pd.DataFrame:
+    """One row for each arm and load, with units and intervals in the cells.
 
     `limited` says that there were TTFT or TPOT limits.
     """
@@ -318,10 +319,13 @@ def rate_table(rows: Iterable[RateRow], *, limited: bool) -> pd.DataFrame:
         middle, low, high = (
             three_digits(1000 * end_s) for end_s in (row.ttft_s, row.ttft_low_s, row.ttft_high_s)
         )
-        cells = {
-            "arm": row.arm,
-            "requested, req/s": f"{row.rate_per_s:g}",
-            "offered, req/s": three_digits(row.offered_per_s),
+        cells = {"arm": row.arm}
+        if row.unit == USERS:
+            cells["users"] = f"{row.users:g}"
+        else:
+            cells["requested, req/s"] = f"{row.rate_per_s:g}"
+            cells["offered, req/s"] = three_digits(row.offered_per_s)
+        cells |= {
             "throughput, req/s": three_digits(row.achieved_per_s),
             "requests": f"{row.n_requests} in {row.n_rounds} round{'s' * (row.n_rounds != 1)}",
         }

@@ -17,7 +17,7 @@ from statistics import mean
 FAR_OFF = 1.3
 """A run that takes more than this many times its planned duration says so."""
 
-ANY_RATE = "any rate"
+ANY_LOAD = "any load"
 """The name of a pass whose rate a search has not chosen yet."""
 
 
@@ -97,7 +97,7 @@ class Progress:
     def pass_ended(self, number: int, arm: str, name: str) -> Standing:
         """One pass has ended, measured or not; one that was not planned adds to the total."""
         if (number, arm, name) not in self.waiting:
-            name = ANY_RATE  # a search chooses its rates as it goes: this is one of those expected
+            name = ANY_LOAD  # a search chooses its loads as it goes: this is one of those expected
         with suppress(ValueError):
             self.waiting.remove((number, arm, name))
         now_s = self.clock()

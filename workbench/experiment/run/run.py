@@ -18,7 +18,7 @@ from statistics import mean
 from workbench.errors import DeploymentError, LaunchError, ResultError
 from workbench.experiment.findings.link_findings import earlier_links
 from workbench.experiment.plan.duration import remember_launch
-from workbench.experiment.plan.plan import Arm, ExperimentPlan, rate_pass
+from workbench.experiment.plan.plan import Arm, ExperimentPlan, load_pass
 from workbench.experiment.result.facts import (
     SessionFacts,
     Status,
@@ -27,7 +27,7 @@ from workbench.experiment.result.result import Result
 from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run.launch.measure import measure_arm
 from workbench.experiment.run.probe import fitted
-from workbench.experiment.run.progress import ANY_RATE, Progress
+from workbench.experiment.run.progress import ANY_LOAD, Progress
 from workbench.experiment.run.progress_bar import bar_in_lab
 from workbench.experiment.run.run_facts import facts_of, facts_so_far
 from workbench.experiment.run.run_log import Echo, Log, OnRecord, echo_line
@@ -310,7 +310,7 @@ def _first_line(error: Exception) -> str:
 def _progress(plan: ExperimentPlan, log: Log) -> Progress:
     """All passes of the plan that are not in `log` yet.
 
-    A search is expected to try the usual number of rates.
+    A search is expected to try the usual number of loads.
     """
     steps = []
     for number in range(plan.rounds):
@@ -318,10 +318,10 @@ def _progress(plan: ExperimentPlan, log: Log) -> Progress:
             if (number, arm.label) in log.ended:
                 continue
             names = [one.name for one in arm.passes]
-            if plan.rates is not None:
-                searched = plan.rates.search is not None
+            if (loads := plan.loads) is not None:
                 names += [
-                    ANY_RATE if searched else rate_pass(rate).name for rate in plan.rates.expected
+                    ANY_LOAD if loads.search else load_pass(loads.unit, load).name
+                    for load in loads.expected
                 ]
             steps += [(number, arm.label, name) for name in names]
     launch_s = dict(plan.duration.launch_s) | {

@@ -131,16 +131,19 @@ def begin_session(
             elif (log := _read(folder)).ended:
                 if not (differ := _differ(earlier, known)):
                     return Session.of(folder, log)
-                echo(f"not resumed, since its {differ} differs: {folder.attempt}")
+                echo(f"not resumed, since {differ} differs: {folder.attempt}")
         folder.let_go()
     return Session.of(RunFolder.open(*where), Log(doubts=list(plan.doubts)))
 
 
 def _differ(earlier: RunFacts, now: RunFacts) -> str:
-    """Which of its facts keeps a run from being resumed; empty if none does."""
+    """Which of its facts keeps a run from being resumed (`its machine (versions)`), or empty."""
     for what in ("machine", "hosts", "engine", "workload"):
-        if _lasting(to_plain(earlier)[what]) != _lasting(to_plain(now)[what]):
-            return what
+        before, after = (_lasting(to_plain(facts)[what]) for facts in (earlier, now))
+        if before != after:
+            plain = isinstance(before, dict) and isinstance(after, dict)
+            names = [name for name in after if before.get(name) != after[name]] if plain else []
+            return f"its {what} ({', '.join(names)})" if names else f"its {what}"
     return ""
 
 

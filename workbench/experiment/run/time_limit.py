@@ -108,7 +108,7 @@ def keep_whole_rounds(
         return replace(plan, rounds=limit.rounds) if limit.cut else plan
     done = max(1, limit.rounds)
     ended = _keep_before(done, log, folder)
-    if limit.rounds or plan.rates is not None:
+    if limit.rounds or plan.loads is not None:
         return replace(plan, rounds=done)
     arms = tuple(
         replace(arm, passes=tuple(p for p in arm.passes if (arm.label, 0, p.name) in ended))

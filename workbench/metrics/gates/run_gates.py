@@ -195,14 +195,17 @@ def steady(
 ) -> Gate | None:
     """TTFT does not grow within a pass: the last third of its requests is as fast as the first.
 
-    The first `concurrency` requests are left out: a closed loop sends them all at once. Growth is
-    what an overloaded open loop shows; `others_share` as for `instances_alike`. None when no pass
-    has enough requests of equal length and reuse.
+    The first `concurrency` requests are left out: a closed loop sends them all at once. A column
+    `concurrency` above 0 has that of a pass of its own. Growth is what an overloaded open loop
+    shows; `others_share` as for `instances_alike`. None when no pass has enough requests of equal
+    length and reuse.
     """
     rows = requests[succeeded(requests)].sort_values("scheduled_s")
     problems, unknown, judged = [], list[str](), 0
     for (arm, _, name), sent in rows.groupby(["arm", "round", "pass"], sort=False):
-        one = sent.iloc[concurrency if concurrency > 1 else 0 :]
+        own = int(sent["concurrency"].iloc[0]) if "concurrency" in sent else 0
+        at_once = own or concurrency
+        one = sent.iloc[at_once if at_once > 1 else 0 :]
         # Requests that differ in length are no drift: their order is the workload's.
         alike = one[["prompt_tokens", "ideal_reuse_tokens"]].nunique().max() == 1
         if len(one) < _STEADY_REQUESTS or not alike:

@@ -10,10 +10,12 @@ from workbench.report.figures.cache_size import cache_size
 from workbench.report.figures.chart import Chart
 from workbench.report.figures.connectors import connectors
 from workbench.report.figures.links import links
+from workbench.report.figures.loads import loads
 from workbench.report.figures.panels import panels
 from workbench.report.figures.pareto import pareto
-from workbench.report.figures.rates import rates
+from workbench.report.figures.predicted_rates import predicted_rates
 from workbench.report.figures.readiness import readiness
+from workbench.report.figures.residuals import residuals
 from workbench.report.figures.side_by_side import speedups_by_model
 from workbench.report.figures.single_requests import (
     hit_against_ideal,
@@ -21,6 +23,7 @@ from workbench.report.figures.single_requests import (
     requests_over_time,
     ttft_against_cached_share,
 )
+from workbench.report.figures.splits import splits
 from workbench.report.figures.tokens import hits_by_tier, served_over_requests, token_sources
 from workbench.report.figures.topologies import speedups, topology_overview
 from workbench.report.figures.waterfall import ttft_waterfall
@@ -38,14 +41,17 @@ __all__ = [
     "hits_by_tier",
     "latency_panels",
     "links",
+    "loads",
     "panels",
     "pareto",
-    "rates",
+    "predicted_rates",
     "readiness",
     "requests_over_time",
+    "residuals",
     "served_over_requests",
     "speedups",
     "speedups_by_model",
+    "splits",
     "token_sources",
     "topology_overview",
     "ttft_against_cached_share",

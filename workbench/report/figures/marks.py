@@ -49,12 +49,15 @@ class Look:
     colour: str
     marker: str
     dash: Dash = "-"
+    hollow: bool = False
+    """A prediction, with thin whiskers for its interval."""
 
     def handle(self) -> Artist:
         """What stands before the name in a key."""
         return Line2D(
             [0, 1, 2], [0, 0, 0], color=self.colour, linestyle=self.dash, marker=self.marker,
-            markevery=[1], markersize=7,
+            markevery=[1], markersize=7, linewidth=1.2 if self.hollow else 2,
+            markerfacecolor="white" if self.hollow else self.colour,
         )  # fmt: skip
 
 
@@ -92,6 +95,7 @@ class Reference:
 REFERENCE = Reference()
 Key = Look | Area | Reference
 
+PREDICTED = "cold, predicted"
 _KNOWN = {
     "cold": Look(colour=VERMILION, marker="o"),
     "store-warm": Look(colour=BLUE, marker="s", dash=(0, (5, 2))),
@@ -102,6 +106,7 @@ _KNOWN = {
     "disk-warm": Look(colour=PURPLE, marker="v", dash=(0, (6, 2, 1, 2))),
     "remote-warm": Look(colour=BLACK, marker="<", dash=(0, (4, 2))),
     "off": Look(colour=BLACK, marker="v", dash=(0, (1, 1))),
+    PREDICTED: Look(colour=BLACK, marker="o", hollow=True),
 }
 _SPARE_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, BLACK, "#7f8c99")
 _SPARE_CUES: tuple[tuple[str, Dash], ...] = (  # shapes that show when they are hollow come first
@@ -176,14 +181,22 @@ def mark(
     *,
     upright: bool = False,
 ) -> None:
-    """A marker with its interval, along y where it is `upright`; hollow where there is none."""
+    """A marker with its interval, along y where it is `upright`; hollow where there is none.
+
+    A prediction is hollow too, between thin whiskers with ends.
+    """
     known = has_interval(*ends)
     if known:
         line, at = (axes.vlines, x) if upright else (axes.hlines, y)
-        line(at, *ends, color=look.colour, linewidth=3)  # type: ignore[arg-type]
+        line(at, *ends, color=look.colour, linewidth=1.2 if look.hollow else 3)  # type: ignore[arg-type]
+        if look.hollow:
+            caps = {"color": look.colour, "linestyle": " ", "marker": "_" if upright else "|"}
+            axes.plot([x, x] if upright else ends, ends if upright else [y, y], **caps)  # type: ignore[arg-type]
+    filled = known and not look.hollow
     axes.plot(
         x, y, marker=look.marker, markersize=8.5, color=look.colour, zorder=3,
-        markerfacecolor=look.colour if known else "white", markeredgewidth=0 if known else 2,
+        markerfacecolor=look.colour if filled else "white",
+        markeredgewidth=0 if filled else 1.6 if look.hollow else 2,
     )  # fmt: skip
 
 

@@ -47,12 +47,14 @@ class _Panel:
 
 
 @for_each_model
-def topology_overview(summary: pd.DataFrame, comparisons: pd.DataFrame) -> Chart:
+def topology_overview(
+    summary: pd.DataFrame, comparisons: pd.DataFrame, predictions: pd.DataFrame | None = None
+) -> Chart:
     """TTFT, its speed-up, throughput and its speed-up, by topology and cache state.
 
     A speed-up compares a warm pass with the cold pass of the same arm. The aggregated baseline of
     each PD topology (same GPU count, and the same connector where it was measured) is a reference
-    mark in its column.
+    mark in its column. `predictions` of the cold pass (`result.predictions`) are hollow.
     """
     heading = "TTFT and throughput by topology"
     rows = marks.records(summary, ("median", "low", "high"), metric="ttft_s")
@@ -60,11 +62,14 @@ def topology_overview(summary: pd.DataFrame, comparisons: pd.DataFrame) -> Chart
         return no_data(heading, "no request succeeded.")
     rivals, baselines = baselines_of(summary, comparisons)
     columns = [arm for arm in marks.unique(rows, "arm") if arm not in baselines]
+    predicted = _predicted(predictions, rows, columns)
+    columns += [arm for arm in marks.unique(predicted, "arm") if arm not in columns]
+    rows += [row for row in predicted if row["metric"] == "ttft_s"]
     names = _column_names(rows, columns, rivals)
     # A baseline has no column of its own, so a state that only it has is not drawn.
     met = {row["pass"] for row in rows if row["arm"] in columns}
     look = {name: one for name, one in marks.looks(_states(rows)).items() if name in met}
-    panels = _panels(summary, comparisons)
+    panels = _panels(summary, comparisons, predicted)
 
     def paint(figure: Figure) -> None:
         for axes, panel in zip(figure.subplots(2, 2).flat, panels, strict=True):
@@ -80,6 +85,23 @@ def topology_overview(summary: pd.DataFrame, comparisons: pd.DataFrame) -> Chart
         shows=("times", "ratios"),
         attrs=summary.attrs,
     )
+
+
+def _predicted(
+    predictions: pd.DataFrame | None, rows: Sequence[marks.Row], columns: Sequence[str]
+) -> list[marks.Row]:
+    """The predictions as rows of summary; one of a measured topology is in the column of its arm.
+
+    A refused one has no value, and so no row.
+    """
+    if predictions is None or predictions.empty:
+        return []
+    arms = {row["topology"]: row["arm"] for row in rows if row["arm"] in columns}
+    return [
+        row | {"arm": arms.get(row["topology"], row["topology"]), "pass": marks.PREDICTED,
+               "median": row["value"]}
+        for row in marks.records(predictions, ("value", "low", "high"))
+    ]  # fmt: skip
 
 
 def _states(rows: Sequence[marks.Row]) -> list[str]:
@@ -121,13 +143,16 @@ def _column_names(
     return [name + second for name, second in zip(names, below, strict=True)]
 
 
-def _panels(summary: pd.DataFrame, comparisons: pd.DataFrame) -> list[_Panel]:
+def _panels(
+    summary: pd.DataFrame, comparisons: pd.DataFrame, predicted: Sequence[marks.Row]
+) -> list[_Panel]:
     """The four charts in the order in which they are read."""
     medians, ratio = ("median", "low", "high"), "cache-state"
     panels = []
     for metric, name in (("ttft_s", "TTFT"), ("system_tps", "Throughput")):
         timed = metric == "ttft_s"
         rows = marks.records(summary, medians, metric=metric)
+        rows += [row for row in predicted if row["metric"] == metric]
         factor, unit = (1.0, "tok/s")
         if timed:
             factor, unit = time_scale(max((row["median"] for row in rows), default=0))
@@ -242,8 +267,8 @@ def _spoken(panel: _Panel) -> str:
 
 def _explained(panels: Sequence[_Panel], *, compared: bool) -> str:
     """What the marks are, and how many requests and rounds they rest on."""
-    rows = [row for panel in panels for row in panel.rows]
-    ttfts, ratios = panels[0].rows, panels[1].rows
+    rows = [row for panel in panels for row in panel.rows if row["pass"] != marks.PREDICTED]
+    ttfts, ratios = [row for row in panels[0].rows if row in rows], panels[1].rows
     rounds = marks.span(ttfts, "n_rounds", "round")
     said = [f"Medians with 95 % CI ({marks.span(ttfts, 'n_requests', 'request')} in {rounds})."]
     if ratios:
@@ -253,6 +278,9 @@ def _explained(panels: Sequence[_Panel], *, compared: bool) -> str:
         said.append("Line and grey box: median and CI of the aggregated baseline.")
     if not all(marks.has_interval(row["low"], row["high"]) for row in rows):
         said.append("Hollow marker: no CI (too few requests or rounds).")
+    if len(rows) < sum(len(panel.rows) for panel in panels):
+        said.append("Thin and hollow: predicted, with a 91 % prediction interval; a speed-up is"
+                    " never predicted.")  # fmt: skip
     return " ".join(said)
 
 
@@ -261,7 +289,7 @@ def speedups(comparisons: pd.DataFrame, metric: str, *, kind: str = "opponent") 
     """Ratios of one metric with their intervals, a row each; above 1 the first-named arm is better.
 
     `kind` is `opponent` (against the aggregated baseline) or `cache-state` (against cold). None for
-    a sweep over rates, which compares nothing.
+    a sweep over loads, which compares nothing.
     """
     name = _NAMES.get(metric, metric)
     other, why_none = _AGAINST[kind]

@@ -1,4 +1,4 @@
-"""Whether machines have enough GPUs or memory for a deployment, and which instance gets which.
+"""Whether machines have the GPUs, cores and memory of a deployment, and which instance gets which.
 
 Pure functions.
 """
@@ -22,10 +22,12 @@ CPU_INSTANCES_AT_MOST = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
-    """GPU ids in the order of their use, and free memory."""
+    """GPU ids and cores in the order of their use, and free memory."""
 
     devices: tuple[str, ...] = ()
     instances_per_gpu: int = 1
+    cores: tuple[int, ...] = ()
+    """Cores that instances may have for themselves."""
     free_memory_gb: float = float("inf")
     free_shm_gb: float = float("inf")
 
@@ -47,6 +49,13 @@ def check_capacity(
 
     `host_gb` is main memory to which each instance offloads KV.
     """
+    each = settings.cores_per_instance
+    if (needed := topology.instances * each) > len(capacity.cores):
+        raise PlanError(
+            f"topology {topology} needs {needed} cores ({topology.instances} instances x {each}"
+            f" cores_per_instance), got {len(capacity.cores)}; use a smaller topology, or let"
+            " instances share all cores (example: -p cores_per_instance 0)"
+        )
     if settings.platform == "simulated" or settings.cluster is not None:
         return  # hosts are checked where instances get their places
     if settings.platform == "cpu":
@@ -121,6 +130,8 @@ class Place:
 
     host: Host = THIS_MACHINE
     devices: tuple[str, ...] = ()
+    cores: tuple[int, ...] = ()
+    """Its own cores; empty if it may use all."""
 
 
 def on_hosts(

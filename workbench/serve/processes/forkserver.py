@@ -5,8 +5,9 @@
 Imports are 90 % of the start-up time of an instance on a CPU. This program loads each given name (a
 `module`, or a function to call: `module:function`; a name with `?` at its end may lack what it
 imports), then reads one JSON object per line from stdin,
-`{"fork": "module:function", "name", "args": [...], "env": {}, "log": path}`, and forks. The child
-calls that function with those arguments and serves until it is stopped.
+`{"fork": "module:function", "name", "args": [...], "env": {}, "cores": [...], "log": path}`, and
+forks. The child calls that function with those arguments, on those cores (none: on all), and serves
+until it is stopped.
 It reports on stdout: `{"ready": seconds}`, `{"forked": name, "pid"}`, `{"exited": name, "status"}`.
 When stdin closes it ends, and so do all its forks.
 """
@@ -47,6 +48,8 @@ def _serve(job: dict[str, Any]) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.environ.update(job["env"])
+    if cores := job.get("cores"):
+        os.sched_setaffinity(0, cores)
     named(job["fork"])(job["args"])
 
 

@@ -37,6 +37,8 @@ class ProcessSpec:
     """Log texts after which it never becomes ready, though it may keep running."""
     devices: tuple[str, ...] = ()
     """The GPUs that it has to see."""
+    cores: tuple[int, ...] = ()
+    """The only cores that it may use; empty for all."""
     reads: tuple[str, ...] = ()
     """Files and folders that it reads, beside those of its program."""
     writes: tuple[str, ...] = ()
@@ -57,7 +59,8 @@ class ProcessSpec:
 
     @property
     def argv(self) -> tuple[str, ...]:
-        return (*self.program, *self.args)
+        own = ("taskset", "--cpu-list", ",".join(map(str, self.cores))) if self.cores else ()
+        return (*own, *self.program, *self.args)
 
     @property
     def url(self) -> str:

@@ -134,8 +134,11 @@ class LocalLauncher:
         order: dict[str, Any] = {"start": name, "argv": spec.argv, "env": env}
         if spec.forks and await self.loaded() and not self._exits[FORK_SERVER].done():
             self._forked.add(name)
-            job = {"fork": spec.forks, "name": name, "args": spec.args, "env": env}
-            order = {"send": FORK_SERVER, "line": json.dumps(job | {"log": self._log_there(log)})}
+            job = {
+                "fork": spec.forks, "name": name, "args": spec.args, "env": env,
+                "cores": spec.cores, "log": self._log_there(log),
+            }  # fmt: skip
+            order = {"send": FORK_SERVER, "line": json.dumps(job)}
         self._groups[name] = await self._ask(name, **order, log=self._log_there(log))
         return Process(spec, log, self._exits[name], self._groups[name])
 

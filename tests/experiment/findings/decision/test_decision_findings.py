@@ -18,8 +18,8 @@ from workbench.experiment.findings.decision.decision_findings import (
     decision_sentence,
 )
 from workbench.experiment.findings.decision.point_findings import point_rows
-from workbench.experiment.findings.rate_findings import answers, rate_rows
-from workbench.experiment.plan.rates import rate_name
+from workbench.experiment.findings.load_findings import answers, load_rows
+from workbench.experiment.load_unit import RATE, USERS
 from workbench.experiment.result.facts import ArmFacts
 from workbench.metrics.gates.gate import Gate
 from workbench.metrics.latency import latencies
@@ -61,7 +61,7 @@ def served(arm, rate, *, requests=60, number=0, capacity=CAPACITY_PER_S):
         )
     columns = {
         "arm": arm, "topology": arm, "connector": "lmcache", "round": number,
-        "pass": rate_name(rate),
+        "pass": RATE.pass_name(rate),
     }  # fmt: skip
     rows = latencies(to_frame(records, **columns)).assign(rate_per_s=float(rate))
     return rows, to_frame(legs, **columns)
@@ -92,7 +92,7 @@ def decided(sweep):
         facts = [ArmFacts(label=arm.label, decode_kv_tokens=space) for arm in plan.arms]
         return plan, decision_rows(
             plan, rows, legs,
-            rates=rate_rows(plan.rates, rows), found=answers(plan.rates, rows), arms=facts,
+            loads=load_rows(plan.loads, rows), found=answers(plan.loads, rows), arms=facts,
             points=points, gates=gates,
         )  # fmt: skip
 
@@ -153,7 +153,7 @@ def test_a_rate_that_met_them_by_chance_above_one_that_missed_does_not_count(dec
     rows.loc[missed, "ttft_s"] = 1.0
     rows.loc[rows["rate_per_s"].eq(8), "ttft_s"] = 0.1
     (row,) = decision_rows(
-        plan, rows, legs, rates=rate_rows(plan.rates, rows), found={}, arms=(), points=(), gates=()
+        plan, rows, legs, loads=load_rows(plan.loads, rows), found={}, arms=(), points=(), gates=()
     )
     assert (row.met, row.missed) == pytest.approx((2, 4))
 
@@ -163,7 +163,7 @@ def test_too_few_requests_are_said(decided):
     parts = [served("1p1d lmcache", rate, requests=8) for rate in (2, 8)]
     rows, legs = (pd.concat(side, ignore_index=True) for side in zip(*parts, strict=True))
     (row,) = decision_rows(
-        plan, rows, legs, rates=rate_rows(plan.rates, rows), found={}, arms=(), points=(), gates=()
+        plan, rows, legs, loads=load_rows(plan.loads, rows), found={}, arms=(), points=(), gates=()
     )
     assert (row.met, row.settled) == (pytest.approx(2), False)
     assert row.note == "8 requests at 2 req/s do not decide 90 % (95 % CI 68 % to 100 %)"
@@ -250,10 +250,10 @@ def test_the_rate_is_the_one_that_was_sent(decided):
     """Few random arrivals can be much slower than requested: 12 at 80/s were sent at 52.3/s."""
     plan, _ = decided([80])
     rows, legs = served("1p1d lmcache", 52.3, requests=40, capacity=100)
-    rows = rows.assign(rate_per_s=80.0, **{"pass": rate_name(80)})
+    rows = rows.assign(rate_per_s=80.0, **{"pass": RATE.pass_name(80)})
     (row,) = decision_rows(
-        plan, rows, legs.assign(**{"pass": rate_name(80)}),
-        rates=rate_rows(plan.rates, rows), found={}, arms=(), points=(), gates=(),
+        plan, rows, legs.assign(**{"pass": RATE.pass_name(80)}),
+        loads=load_rows(plan.loads, rows), found={}, arms=(), points=(), gates=(),
     )  # fmt: skip
     assert row.met == pytest.approx(52.3) and row.pass_name == "cold at 80/s"
     assert "serves at least 52.3 req/s" in decision_sentence(plan, [row])
@@ -264,7 +264,7 @@ def test_the_rate_of_a_run_without_a_sweep_is_the_one_that_was_sent(sweep):
     rows, legs = served("1p1d lmcache", 52.3, requests=40, capacity=100)
     rows, legs = (part.assign(**{"pass": "cold"}) for part in (rows, legs))
     (row,) = decision_rows(
-        plan, rows, legs, rates=(), found={}, arms=(), points=point_rows(plan, rows), gates=()
+        plan, rows, legs, loads=(), found={}, arms=(), points=point_rows(plan, rows), gates=()
     )
     assert row.met == pytest.approx(52.3)
 
@@ -273,7 +273,9 @@ def test_without_limits_the_sentence_says_how_to_ask(decided):
     plan, rows = decided([2, 4], ttft_limit_ms=0)
     assert rows == ()
     said = decision_sentence(plan, rows)
-    assert said.startswith("No decision: set a latency limit and several rates (example: -p ")
+    assert said.startswith(
+        "No decision: set a latency limit and several rates or concurrencies (example: -p "
+    )
     assert decision_headline(plan, rows) == ("", [])
 
 
@@ -282,11 +284,34 @@ def test_a_closed_loop_is_told_by_its_users(sweep, rows):
     frame = pd.concat([rows("2a", "cold", [0.2] * 20, round=n) for n in range(3)])
     (row,) = decision_rows(
         plan, frame, frame.iloc[:0],
-        rates=(), found={}, arms=(), points=point_rows(plan, frame), gates=(),
+        loads=(), found={}, arms=(), points=point_rows(plan, frame), gates=(),
     )  # fmt: skip
     assert (row.load, row.met) == ("users", 4)
     assert decision_sentence(plan, [row]) == (
         "2a serves at least 4 users within 300 ms TTFT (for 90 % of requests)."
+    )
+
+
+def test_a_sweep_over_users_is_told_by_the_most_that_each_arm_serves(sweep, rows):
+    plan = sweep(topology="1p1d", concurrencies=[4, 8], ttft_limit_ms=300, requests=80, rounds=1)
+
+    def measured(arm, users, ttft_s):
+        at = {"rate_per_s": 0.0, "concurrency": users}
+        return rows(arm, USERS.pass_name(users), [ttft_s] * 80).assign(**at)
+
+    parts = [("1p1d lmcache", 4, 0.2), ("1p1d lmcache", 8, 0.2), ("2a", 4, 0.2), ("2a", 8, 0.4)]
+    frame = pd.concat([measured(*part) for part in parts], ignore_index=True)
+    found = decision_rows(
+        plan, frame, frame.iloc[:0], loads=load_rows(plan.loads, frame), found={}, arms=(),
+        points=point_rows(plan, frame), gates=(),
+    )  # fmt: skip
+    assert [(row.load, row.met, row.pass_name) for row in found] == [
+        ("users", 8, "cold at 8 users"),
+        ("users", 4, "cold at 4 users"),
+    ]
+    assert [row.note for row in found] == ["", ""]  # responses cannot fall behind
+    assert decision_headline(plan, found)[0] == (
+        "1p1d lmcache serves at least 8 users within 300 ms TTFT; 2a 4"
     )
 
 

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from workbench.experiment.findings.decision.point_findings import gpus_of
-from workbench.experiment.findings.rate_findings import kept_up, median_per_s, sent_per_s
+from workbench.experiment.findings.load_findings import kept_up, median_per_s, sent_load
 from workbench.experiment.findings.sentences import count, percent
+from workbench.experiment.load_unit import RATE, USERS, LoadUnit, load_text
 from workbench.experiment.plan.compared import rivals
+from workbench.experiment.plan.loads import latency_limits
 from workbench.experiment.plan.plan import ExperimentPlan
-from workbench.experiment.plan.rates import latency_limits, rate_name
 from workbench.experiment.plan.search import Answer, Limits, Point
-from workbench.experiment.result.facts import ArmFacts, DecisionRow, PointRow, RateRow
-from workbench.experiment.result.point_tables import load_text
+from workbench.experiment.result.facts import ArmFacts, DecisionRow, LoadRow, PointRow
 from workbench.metrics.gates.gate import Gate
 from workbench.metrics.gates.gate_effects import Failed, Spoil, failed_gates, spoil, told
 from workbench.metrics.gates.gate_table import gate_row
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _HOW_TO_ASK = (
-    "No decision: set a latency limit and several rates (example: -p ttft_limit_ms 500"
-    " -p rates_per_s 1,2,4)."
+    "No decision: set a latency limit and several rates or concurrencies (example: -p"
+    " ttft_limit_ms 500 -p rates_per_s 1,2,4)."
 )
 _NO_LOAD = (
     "No decision: a trace or ramp has no single rate (example: -p ttft_limit_ms 500"
     " -p rates_per_s 1,2,4)."
 )
-_UNIT = {"rate": "req/s", "users": "users"}
+_UNIT = {unit.kind: unit for unit in (RATE, USERS)}
 _MOST_WORDS = 14
 """Of a headline."""
 
@@ -78,7 +78,7 @@ def decision_rows(
     requests: pd.DataFrame,
     legs: pd.DataFrame,
     *,
-    rates: Sequence[RateRow],
+    loads: Sequence[LoadRow],
     found: Mapping[str, Answer],
     arms: Iterable[ArmFacts],
     points: Sequence[PointRow],
@@ -86,7 +86,7 @@ def decision_rows(
 ) -> tuple[DecisionRow, ...]:
     """A row for each arm that was measured; empty without limits, or without a single load.
 
-    `rates` and `found` are those of a sweep or search over rates.
+    `loads` and `found` are those of a sweep or search.
     """
     limits = limits_given(plan)
     if limits is None:
@@ -95,13 +95,13 @@ def decision_rows(
     rows = []
     for arm in plan.arms:
         mine = requests[requests["arm"] == arm.label]
-        levels = [_of_rate(row) for row in rates if row.arm == arm.label]
-        closed = not levels and plan.arrivals.kind == "closed"
-        if plan.rates is None:
+        levels = [_of_load(row) for row in loads if row.arm == arm.label]
+        unit = USERS if plan.arrivals.kind == "closed" else RATE
+        if plan.loads is None:
             levels = [_of_point(p, mine, limits) for p in points if p.arm == arm.label]
         if levels := [level for level in levels if not isnan(level.load)]:
             space = of_arm[arm.label].decode_kv_tokens if arm.label in of_arm else ()
-            verdict = _Verdict.of(levels, limits.share, found.get(arm.label), closed=closed)
+            verdict = _Verdict.of(levels, limits.share, found.get(arm.label), unit=unit)
             at = verdict.met or min(levels, key=lambda level: level.load)
             room = _Room.of(
                 mine[mine["pass"] == at.pass_name], legs, space, split=arm.disaggregated
@@ -110,7 +110,7 @@ def decision_rows(
                 DecisionRow(
                     arm=arm.label,
                     gpus=gpus_of(arm),
-                    load="users" if closed else "rate",
+                    load=unit.kind,
                     met=verdict.met.load if verdict.met else nan,
                     missed=verdict.missed.load if verdict.missed else nan,
                     pass_name=at.pass_name,
@@ -131,17 +131,17 @@ def decision_rows(
     return tuple(rows)
 
 
-def _of_rate(row: RateRow) -> _Level:
+def _of_load(row: LoadRow) -> _Level:
     return _Level(
-        load=sent_per_s(row),
-        requested=row.rate_per_s,
-        pass_name=rate_name(row.rate_per_s),
+        load=sent_load(row),
+        requested=row.requested,
+        pass_name=row.unit.pass_name(row.requested),
         requests=row.n_requests,
         share=row.share,
         low=row.share_low,
         high=row.share_high,
         throughput_per_s=row.achieved_per_s,
-        behind=not kept_up(row),
+        behind=row.unit == RATE and not kept_up(row),
     )
 
 
@@ -149,7 +149,7 @@ def _of_point(point: PointRow, requests: pd.DataFrame, limits: Limits) -> _Level
     """The only load of a run without a sweep."""
     rows = requests[requests["pass"] == point.pass_name]
     met = limits.met(rows["ttft_s"], rows["tpot_s"]).groupby(rows["round"]).agg(["size", "sum"])
-    counted = Point(rate_per_s=nan, sent=tuple(met["size"]), met=tuple(met["sum"]))
+    counted = Point(load=nan, sent=tuple(met["size"]), met=tuple(met["sum"]))
     low, high = counted.interval
     load = point.users
     if not isnan(point.rate_per_s):
@@ -177,30 +177,29 @@ class _Verdict:
 
     @classmethod
     def of(
-        cls, levels: Sequence[_Level], wanted: float, answer: Answer | None, *, closed: bool
+        cls, levels: Sequence[_Level], wanted: float, answer: Answer | None, *, unit: LoadUnit
     ) -> _Verdict:
         """By the fraction of each load; intervals say whether it is settled.
 
         A search has its own `answer`, which is taken where it is resolved.
         """
-        unit = _UNIT["users" if closed else "rate"]
         ordered = sorted(levels, key=lambda level: level.load)
         missed = next((level for level in ordered if not level.share >= wanted), None)
         below = [level for level in ordered if missed is None or level.load < missed.load]
         met = below[-1] if below else None
         if answer is not None and answer.resolved:
-            by_rate = {level.requested: level for level in ordered}
-            met, missed = by_rate[answer.met_per_s], by_rate[answer.missed_per_s]
+            by_load = {level.requested: level for level in ordered}
+            met, missed = by_load[answer.met], by_load[answer.missed]
         doubtful = [level for level in (met, missed) if level and level.doubtful(wanted)]
         notes = []
         if doubtful:
             first = doubtful[0]
             notes.append(
-                f"{count(first.requests, 'request')} at {load_text(first.load)} {unit} do not"
+                f"{count(first.requests, 'request')} at {unit.said(first.load)} do not"
                 f" decide {percent(wanted)} (95 % CI {percent(first.low)} to {percent(first.high)})"
             )
         elif answer is not None and answer.reason:
-            notes.append(f"{answer.reason} (rates as requested)")
+            notes.append(f"{answer.reason}{' (rates as requested)' * (unit == RATE)}")
         if met and met.behind:
             notes.append(
                 f"responses fell behind ({met.throughput_per_s:.3g} per s), so the queue would grow"
@@ -343,20 +342,19 @@ def decision_sentence(
 def _served(rows: Sequence[DecisionRow], within: str) -> str:
     """`1p4d lmcache serves 6.2 req/s within 500 ms TTFT; 5a 4.1`."""
     first, *others = rows
-    return "; ".join(
-        [
-            f"{first.arm} serves {_what(first)} {_UNIT[first.load]} within {within}",
-            *(f"{row.arm} {_what(row)}" for row in others),
-        ]
-    )
+    lead, load = _what(first)
+    said = [f"{first.arm} serves {lead}{_UNIT[first.load].said(load)} within {within}"]
+    for row in others:
+        lead, load = _what(row)
+        said.append(f"{row.arm} {lead}{load_text(load)}")
+    return "; ".join(said)
 
 
-def _what(row: DecisionRow) -> str:
-    """`6.2`, `about 6.2`, `at least 6.2`, or `less than 2`."""
+def _what(row: DecisionRow) -> tuple[str, float]:
+    """A load, and how sure it is: nothing, `about `, `at least `, or `less than `."""
     if isnan(row.met):
-        return f"less than {load_text(row.missed)}"
-    lead = "about " if not row.settled else "at least " if isnan(row.missed) else ""
-    return f"{lead}{load_text(row.met)}"
+        return "less than ", row.missed
+    return "about " if not row.settled else "at least " if isnan(row.missed) else "", row.met
 
 
 def _amount(row: DecisionRow) -> float:

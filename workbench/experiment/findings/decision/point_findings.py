@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from math import isnan, nan
 from typing import TYPE_CHECKING
 
+from workbench.experiment.load_unit import RATE
 from workbench.experiment.plan.plan import Arm, ExperimentPlan
-from workbench.experiment.plan.rates import rate_name
 from workbench.experiment.result.facts import EnergyRow, PointRow
 from workbench.metrics.latency import succeeded, system_tps
 from workbench.metrics.statistics import Estimate, mean_of_rounds, quantile
@@ -88,9 +88,9 @@ def _loads(
     # a ramp or a trace has no single rate
     rate = plan.params.rate_per_s if kind in ("constant", "poisson", "gamma") else nan
     cold = {p.name: (rate, users) for p in arm.passes if p.state == "cold"}
-    if plan.rates is not None:
-        points = plan.rates.points(requests, arm.label)
-        cold |= {rate_name(rate): (rate, nan) for rate in sorted(p.rate_per_s for p in points)}
+    if (loads := plan.loads) is not None:
+        for load in sorted(point.load for point in loads.points(requests, arm.label)):
+            cold[loads.unit.pass_name(load)] = (load, nan) if loads.unit == RATE else (nan, load)
     return {name: load for name, load in cold.items() if name in measured}
 
 

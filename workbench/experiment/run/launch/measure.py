@@ -97,8 +97,8 @@ async def measure_arm(
         if measured.requests and measured.state == "cold":
             # The same prompts in every size, so that texts can be compared.
             prompts = replace(whole, requests=whole.requests[: measured.requests])
-        if measured.rate_per_s:
-            # What one rate left in a cache must not serve the next.
+        if measured not in arm.passes:
+            # What one load of a sweep left in a cache must not serve the next.
             prompts = plan.workload.build(f"{salt}-{measured.name}")
         try:
             prompts, line = await _while_servers_live(deployment, launch.measure(measured, prompts))
@@ -123,7 +123,7 @@ async def measure_arm(
             echo(f"{dead[0].spec.name} ended by itself; log: {dead[0].log}")
             break
     else:
-        asked = plan.rates is None  # concurrent responses differ by the shape of their batch
+        asked = plan.loads is None  # concurrent responses differ by the shape of their batch
         if asked and await ask_where_answers_part(
             plan, arm.label, number, prompts, deployment, log.requests
         ):
@@ -267,7 +267,7 @@ class _Launched:
         workload = replace(workload, requests=load.sent)
         if cold:
             prompts = workload
-            # A sweep over rates has many cold passes; the first is the one that is kept.
+            # A sweep over loads has many cold passes; the first is the one that is kept.
             if not self.number and all(known.arm != self.arm.label for known in log.passes):
                 trace = trace_of_run(workload, load.records)
                 self.folder.write_trace(self.arm.label, trace)
@@ -278,7 +278,7 @@ class _Launched:
         rows["expected_cached_tokens"] = known.fillna(-1).astype(int)
         self.folder.write("requests", log.frame("requests"))
         watch_proxy(proxy_before, await deployment.proxy_stats(), load, log)
-        most = most_workers(workload, plan.arrivals)
+        most = most_workers(workload, plan.arrivals_in(measured))
         watch_client(load, others_share, log, most=0 if plan.params.client_workers else most)
         return prompts, _pass_line(rows)
 
@@ -314,7 +314,8 @@ class _Launched:
     ) -> tuple[LoadRun, pd.DataFrame, float]:
         """Send the workload; the load, its rows, and the fraction of the CPU that others used."""
         plan, deployment, log = self.plan, self.deployment, self.log
-        workers = worker_count(plan, most_workers(workload, plan.arrivals), log)
+        arrivals = plan.arrivals_in(measured)
+        workers = worker_count(plan, most_workers(workload, arrivals), log)
         ended: list[RequestRecord] = []
 
         def take(record: RequestRecord) -> None:
@@ -336,7 +337,6 @@ class _Launched:
         }
         try:
             async with self._counting(measured, ended), watched_gauges(deployment) as gauges:
-                arrivals = plan.arrivals_in(measured)
                 if workers == 1:
                     driving = drive_in_thread(workload, arrivals, **options)
                 else:
@@ -347,8 +347,9 @@ class _Launched:
             # Kept in any case: a cancelled drive has a record of every request too.
             ended.sort(key=lambda record: record.index)
             rows = latencies(to_frame(ended, **columns)).assign(
-                expected_cached_tokens=-1, parting_nat=nan, rate_per_s=measured.rate_per_s
-            )
+                expected_cached_tokens=-1, parting_nat=nan,
+                rate_per_s=measured.rate_per_s, concurrency=measured.concurrency,
+            )  # fmt: skip
             log.requests.append(rows)
             self.folder.write("requests", log.frame("requests"))
         log.gauges.append(pd.DataFrame([{**columns, **row} for row in gauges]))

@@ -1,0 +1,194 @@
+"""What result.json and the page show of predictions and the profile behind them; docs/whatif.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import isnan
+from typing import TYPE_CHECKING
+
+from workbench.metrics.statistics import Number, three_digits
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+UNCHECKED = "not checked here"
+_SHOWN = {
+    "ttft_s": ("TTFT, ms", 1000),
+    "tpot_s": ("TPOT, ms", 1000),
+    "e2e_s": ("E2E, ms", 1000),
+    "system_tps": ("throughput, tok/s", 1),
+    "goodput": ("within limits, %", 100),
+}
+"""Header and factor of each metric."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitRow:
+    """A fitted duration of the profile, and the times that it was fitted to."""
+
+    part: str
+    """`prefill`, `decode step` or `transfer`."""
+    formula: str
+    """Its terms with their coefficients."""
+    residual: Number
+    """Median of |measured / fitted - 1|."""
+    limit: Number
+    """The residual above which there is no profile."""
+    ranges: Mapping[str, tuple[Number, Number]]
+    """The smallest and the largest value that was measured of each input."""
+    measured_s: tuple[Number, ...]
+    fitted_s: tuple[Number, ...]
+    """Of each measured time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOutRow:
+    """A metric of a measured cold pass whose topology was not profiled, and its prediction."""
+
+    arm: str
+    topology: str
+    rate_per_s: Number
+    """0 in a closed loop."""
+    n_requests: int
+    """Of a round."""
+    metric: str
+    """`ttft_s`, `tpot_s` and `e2e_s`: the median over requests; `system_tps`: mean of rounds."""
+    measured: Number
+    value: Number
+    """The prediction."""
+    low: Number
+    high: Number
+    error: Number
+    """value / measured - 1; null where gates strike the measured times."""
+    note: str
+    """Why there is no prediction or error."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictedRow:
+    """A predicted metric of a topology's cold pass; one row without a metric if it was refused."""
+
+    topology: str
+    rate_per_s: Number
+    """The offered rate; in a closed loop what the simulation completes, null if that is unknown."""
+    utilisation: Number
+    """That rate / the highest rate of the bottleneck."""
+    highest_per_s: Number
+    """What the bottleneck can serve, by the closed form; null if refused before."""
+    bottleneck: str
+    metric: str
+    """As in `held_out`, and `goodput`: the fraction of requests within the limits."""
+    value: Number
+    low: Number
+    """The ends of a 91 % prediction interval."""
+    high: Number
+    checked: bool
+    """The topology was held out at this utilisation or a higher one."""
+    refused: str
+    """Why nothing is predicted."""
+
+
+def prediction_lines(
+    profile: str, held_out: Sequence[HeldOutRow], predicted: Sequence[PredictedRow]
+) -> Iterator[str]:
+    """Markdown: a heading, and what the tables below it are; nothing without predictions."""
+    if not profile:
+        return
+    yield "## Predictions"
+    if not predicted:
+        yield profile
+    elif held_out:
+        yield (
+            "First the errors (predicted / measured - 1) of held-out topologies: measured here,"
+            " but not profiled."
+        )
+    else:
+        yield f"No topology was held out (measured, but not profiled): all is {UNCHECKED}."
+
+
+def held_out_table(rows: Sequence[HeldOutRow]) -> pd.DataFrame:
+    """A row per measured arm, with the error first: `+6.1 %: 331, predicted 351 [334, 419]`."""
+    import pandas as pd
+
+    table: dict[str, dict[str, str]] = {}
+    for row in rows:
+        name, factor = _SHOWN[row.metric]
+        cells = table.setdefault(
+            row.arm, {"arm": row.arm, "load": _load(row.rate_per_s), "n": str(row.n_requests)}
+        )
+        measured = three_digits(factor * row.measured)
+        found = _interval(row, factor)
+        error = "" if isnan(row.error) else f"{row.error:+.1%}: ".replace("%", " %")
+        cells[name] = f"{error}{measured}, predicted {found}" if found else measured
+        cells["note"] = row.note
+    frame = pd.DataFrame([*table.values()])
+    if frame.empty or not frame["note"].any():
+        return frame.drop(columns="note", errors="ignore")
+    return frame[[*frame.columns.drop("note"), "note"]]
+
+
+def prediction_table(rows: Sequence[PredictedRow]) -> pd.DataFrame:
+    """A row per topology: its predictions with their intervals, and whether they were checked."""
+    import pandas as pd
+
+    table: dict[str, dict[str, str]] = {}
+    for row in rows:
+        busy, most = row.utilisation, row.highest_per_s
+        cells = table.setdefault(row.topology, {"topology": row.topology})
+        if row.refused:
+            cells["check"] = row.refused
+            continue
+        cells["highest rate, req/s"] = f"{three_digits(most)} ({row.bottleneck})"
+        cells["utilisation"] = "-" if isnan(busy) else f"{100 * busy:.0f} %"
+        if isnan(row.value):
+            continue
+        name, factor = _SHOWN[row.metric]
+        cells[name] = _interval(row, factor)
+        if row.metric == "goodput":  # which no run checks, since limits differ
+            cells[name] += f", {UNCHECKED}"
+        elif cells.get("check") != UNCHECKED:
+            cells["check"] = "held out" if row.checked else UNCHECKED
+    if not table:
+        return pd.DataFrame()
+    frame = pd.DataFrame([*table.values()]).fillna("-")
+    return frame[[*frame.columns.drop("check"), "check"]]
+
+
+def fit_table(rows: Sequence[FitRow]) -> pd.DataFrame:
+    """A row per fitted part: formula, residual, number of times, and the range it holds in."""
+    import pandas as pd
+
+    return pd.DataFrame(
+        [
+            {
+                "part": row.part,
+                "fit": row.formula,
+                "median residual": f"{100 * row.residual:.1f} % (limit {100 * row.limit:.0f} %)",
+                "times": f"{len(row.measured_s):,}",
+                "holds for": range_text(row.ranges),
+            }
+            for row in rows
+        ]
+    )
+
+
+_INPUTS = {"batch": "sequences", "kv_tokens": "KV tokens", "others": "other transfers"}
+
+
+def range_text(ranges: Mapping[str, tuple[float, float]]) -> str:
+    """`1,000 to 4,000 tokens`, `1 to 16 sequences, 1,016 to 36,751 KV tokens`"""
+    return ", ".join(
+        f"{low:,.0f}{f' to {high:,.0f}' * (high > low)} {_INPUTS.get(name, name)}"
+        for name, (low, high) in ranges.items()
+    )
+
+
+def _load(rate_per_s: float) -> str:
+    return f"{rate_per_s:g} req/s" if rate_per_s else "closed loop"
+
+
+def _interval(row: HeldOutRow | PredictedRow, factor: float) -> str:
+    """`351 [334, 419]`; empty without a prediction."""
+    value, low, high = (three_digits(factor * each) for each in (row.value, row.low, row.high))
+    return "" if isnan(row.value) else f"{value} [{low}, {high}]"

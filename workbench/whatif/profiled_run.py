@@ -1,0 +1,243 @@
+"""A run with predictions: first a profile of 1p1d, then the measurement, then both compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import nan
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import PlanError, ResultError, WorkbenchError
+from workbench.experiment.plan.plan import ExperimentPlan
+from workbench.experiment.result.facts import RunFacts
+from workbench.experiment.result.predicted import FitRow, HeldOutRow, PredictedRow
+from workbench.experiment.result.result import Result, load_result
+from workbench.experiment.result.run_folder import RunFolder, output_root
+from workbench.experiment.run.run_log import Echo, OnRecord, echo_line
+from workbench.params.notebooks import PdSweep
+from workbench.whatif.held_out import CHECKED, HeldOut, covers, held_out
+from workbench.whatif.prediction import Prediction, check_turns, predict
+from workbench.whatif.profile import (
+    LARGEST_RESIDUAL,
+    LARGEST_TRANSFER_RESIDUAL,
+    Profile,
+    profile_of,
+    read_profile,
+)
+from workbench.whatif.profile_plan import profile_plan as plan_of_profile
+
+_DOUBT = "Predictions: {}"
+_TERMS = {"kv_tokens": "KV tokens", "others": "other transfers", "pairs": "pairs of tokens"}
+
+
+def profile_plan(plan: ExperimentPlan) -> ExperimentPlan | None:
+    """The plan of the profile that a run with `predict` needs; None for a run without.
+
+    Raises PlanError and ParameterError for a workload or connector that cannot be predicted.
+    """
+    if not (isinstance(plan.params, PdSweep) and plan.params.predict):
+        return None
+    check_turns(plan.params, plan.workload.sample)
+    return plan_of_profile(plan.params)
+
+
+async def run_and_predict(
+    plan: ExperimentPlan,
+    profiling: ExperimentPlan | None,
+    *,
+    echo: Echo = echo_line,
+    on_record: OnRecord | None = None,
+) -> Result:
+    """Run a plan; with the plan of a profile measure that first, and add what it predicts.
+
+    A finished profile of the same parameters is used again, and an interrupted one resumed. A
+    profile that cannot be made is a sentence of the result. Raises as `experiment.run.run.run`.
+    """
+    from workbench.experiment.run.run import run
+
+    if profiling is None:
+        return await run(plan, echo=echo, on_record=on_record)
+    profile, said = _kept(profiling), ""
+    if profile is not None:
+        echo(f"profile {profile.run_id}: reusing the one of an earlier run")
+    else:
+        try:
+            profile = with_fits(await run(profiling, echo=echo))[1]
+        except ResultError as error:
+            said = f"No predictions: {error}."
+    result = await run(plan, echo=echo, on_record=on_record)
+    return _with_predictions(result, profile, said)
+
+
+def with_fits(result: Result) -> tuple[Result, Profile]:
+    """The run of a profile with its fits, and the profile; both are written to its folder.
+
+    Raises ResultError as `profile_of` does.
+    """
+    profile = profile_of(result)
+    profile.write(result.folder)
+    return _written(result, replace(result.run, fits=_fits(profile))), profile
+
+
+def forget_profile(params: PdSweep) -> None:
+    """Make sure that the next run with `predict` measures its profile anew."""
+    made = plan_of_profile(params)
+    RunFolder.forget(params.output_dir, made.notebook, made.run_id)
+    (_home(made) / "profile.json").unlink(missing_ok=True)
+
+
+def _home(profiling: ExperimentPlan) -> Path:
+    return output_root(profiling.params.output_dir) / profiling.notebook / profiling.run_id
+
+
+def _kept(profiling: ExperimentPlan) -> Profile | None:
+    """The finished profile of an earlier run, if it was measured on this machine with the versions
+    that are installed now."""
+    try:
+        found = read_profile(_home(profiling) / "profile.json")
+        found.params({})
+    except (ResultError, PlanError):
+        return None
+    return None if found.changed_versions else found
+
+
+def _written(result: Result, facts: RunFacts) -> Result:
+    RunFolder(home=result.folder, attempt=result.folder).write_facts(facts)
+    return replace(result, run=facts)
+
+
+def _with_predictions(result: Result, profile: Profile | None, said: str) -> Result:
+    if profile is None:
+        return _written(result, replace(result.run, profile=said))
+    try:
+        checks = held_out(profile, result)
+    except WorkbenchError:  # nothing was held out, or every prediction is refused below
+        checks = []
+    params = profile.params(result.run.parameters)
+    predicted: list[PredictedRow] = []
+    doubts: dict[str, list[str]] = {}
+    for topology in params.topologies:
+        try:
+            found = predict(profile, params, topology)
+        except PlanError as error:
+            predicted.append(_row(str(topology), refused=f"not predicted: {error}"))
+            continue
+        predicted += _rows(found, checks)
+        for doubt in found.doubts:
+            doubts.setdefault(doubt, []).append(str(topology))
+    profile.write(result.folder)
+    every = {row.topology for row in predicted if not row.refused}
+    more = [_DOUBT.format(doubt) for doubt in profile.doubts]
+    for doubt, topologies in doubts.items():
+        where = "" if {*topologies} == every else f"{', '.join(topologies)}: "
+        more.append(_DOUBT.format(where + doubt))
+    facts = replace(
+        result.run,
+        profile=_about(profile, result.folder.parent.parent / "profile" / profile.run_id),
+        fits=_fits(profile),
+        predictions=tuple(predicted),
+        held_out=tuple(row for check in checks for row in _compared(check)),
+        doubts=(*result.run.doubts, *more),
+        files={**result.run.files, "profile": "profile.json"},
+    )
+    return _written(result, facts)
+
+
+def _about(profile: Profile, folder: Path) -> str:
+    """Which run the profile is from, and when it was measured."""
+    try:
+        when = f", measured {load_result(folder).run.finished_at[:16].replace('T', ' ')} UTC"
+    except ResultError:
+        when = ""
+    return f"The profile is of 1p1d and 1a: run {profile.run_id}{when}."
+
+
+def _fits(profile: Profile) -> tuple[FitRow, ...]:
+    return tuple(
+        FitRow(
+            part=part,
+            formula=" + ".join(
+                _term(part, term, value)
+                for term, value in zip(one.terms, one.coefficients, strict=True)
+                if value
+            ),
+            residual=one.residual,
+            limit=limit,
+            ranges={name: (low, high) for name, (low, high) in one.ranges.items()},
+            measured_s=one.measured_s,
+            fitted_s=one.fitted_s,
+        )
+        for part, one, limit in (
+            ("prefill", profile.prefill, LARGEST_RESIDUAL),
+            ("decode step", profile.decode, LARGEST_RESIDUAL),
+            ("transfer", profile.transfer, LARGEST_TRANSFER_RESIDUAL),
+        )
+    )
+
+
+def _term(part: str, term: str, value: float) -> str:
+    """`9.3 ms`, `21 us x tokens`, `0.9 x wait for a decode step`"""
+    if term == "waits":  # which is in seconds itself
+        return f"{value:.2g} x wait for a decode step"
+    units = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9, "ps": 1e12}
+    unit = next((one for one, factor in units.items() if value * factor >= 1), "ps")
+    once = term == "transfers" or (part, term) == ("decode step", "steps")
+    of = "" if once else f" x {_TERMS.get(term, term)}"
+    return f"{value * units[unit]:.3g} {unit}{of}"
+
+
+def _row(topology: str, **own: Any) -> PredictedRow:
+    unknown: dict[str, Any] = dict.fromkeys(
+        ("rate_per_s", "utilisation", "highest_per_s", "value", "low", "high"), nan
+    )
+    empty = {"bottleneck": "", "metric": "", "checked": False, "refused": ""}
+    return PredictedRow(topology=topology, **(unknown | empty | own))
+
+
+def _rows(found: Prediction, checks: Sequence[HeldOut]) -> list[PredictedRow]:
+    """A row for each predicted metric, or one that says why there is none."""
+    closed = found.closed
+    known = {
+        "rate_per_s": closed.rate_per_s,
+        "utilisation": closed.utilisation,
+        "highest_per_s": closed.bound_per_s,
+        "bottleneck": closed.bottleneck,
+    }
+    if found.refused:
+        return [_row(str(found.topology), refused=found.refused, **known)]
+    return [
+        _row(
+            str(found.topology),
+            metric=one.metric,
+            value=one.value,
+            low=one.low,
+            high=one.high,
+            checked=one.metric in CHECKED and any(covers(row, found, one.metric) for row in checks),
+            **known,
+        )
+        for one in found.numbers
+    ]
+
+
+def _compared(check: HeldOut) -> list[HeldOutRow]:
+    left_out = f"left out, {check.spoiled.said}" if check.spoiled.struck else ""
+    rows = []
+    for metric in CHECKED:
+        one = check.predicted.number(metric)
+        rows.append(
+            HeldOutRow(
+                arm=check.arm,
+                topology=str(check.predicted.topology),
+                rate_per_s=check.rate_per_s,
+                n_requests=check.requests,
+                metric=metric,
+                measured=check.measured[metric],
+                value=one.value,
+                low=one.low,
+                high=one.high,
+                error=check.error(metric),
+                note=check.predicted.refused or left_out,
+            )
+        )
+    return rows
