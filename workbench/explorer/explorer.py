@@ -162,9 +162,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
             which = f"{_SIDES[number]}: " * double
             time[0].title.text = f"{which}{side.source.x_label}"
             share[0].title.text = f"{which}{side.source.share_label}"
-            self._axes(figure, number, "spread")[
-                1
-            ].title.text = f"{side.source.what} at or below, %"
+            self._axes(figure, number, "spread")[1].title.text = f"{side.source.what}, %"
             if number:  # the same scale on both sides
                 for panel, axes in (("time", time), ("share", share)):
                     axes[1].matches = self._axes(figure, 0, panel)[1].anchor.replace("x", "y")
@@ -287,7 +285,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         notes = [drawn_note(drawn, total, source.what)]
         for name, side in zip(_SIDES, self.sides, strict=False):
             if side.source.note:
-                notes.append(f"{name}: " * (len(self.sides) > 1) + _ended(side.source.note))
+                notes.append(f"{name}: " * (len(self.sides) > 1) + side.source.note)
         self.note.value = f"<p>{escape(' '.join(filter(None, notes)))}</p>"
         self.clear.disabled = all(side.brushed is None for side in self.sides)
         self.selection.value = self._summary()
@@ -403,11 +401,6 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
             self.page.value = self.sides[side].source.page(row)
         except WorkbenchError as error:
             self.page.value = f"<p>{escape(str(error))}</p>"
-
-
-def _ended(said: str) -> str:
-    """With a full stop: another sentence follows."""
-    return said if said.endswith(".") else f"{said}."
 
 
 def _between(values: Values, low: float, high: float) -> NDArray[np.bool_]:

@@ -91,8 +91,8 @@ def panels(rows: int, cols: int, specs: Sequence[Sequence[Any]], **options: Any)
         autosize=True,
         hoverlabel={"font": {"family": _FONT}},
     )  # fmt: skip
-    figure.update_xaxes(gridcolor=RULE, zeroline=False)
-    figure.update_yaxes(gridcolor=RULE, zeroline=False)
+    figure.update_xaxes(gridcolor=RULE, zeroline=False, title_font_size=12, title_standoff=8)
+    figure.update_yaxes(gridcolor=RULE, zeroline=False, title_font_size=12)
     return figure
 
 

@@ -176,10 +176,12 @@ def _requests(result: Result) -> Source:
             if rows[name].notna().any()
         },
         x_label="sent, s after its pass began",
-        share_label="cached share of the prompt, %",
+        share_label="cached share, %",
         name=name,
         page=lambda position: request_page(result, keys.iloc[position]),
-        note=" ".join(filter(None, (_unsure(result), left_out, handed_over))),
+        note=" ".join(
+            f"{one.rstrip('.')}." for one in (_unsure(result), left_out, handed_over) if one
+        ),
     )
 
 
