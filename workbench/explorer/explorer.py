@@ -162,7 +162,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
             which = f"{_SIDES[number]}: " * double
             time[0].title.text = f"{which}{side.source.x_label}"
             share[0].title.text = f"{which}{side.source.share_label}"
-            self._axes(figure, number, "spread")[1].title.text = f"{side.source.what}, %"
+            self._axes(figure, number, "spread")[1].title.text = "at or below, %"
             if number:  # the same scale on both sides
                 for panel, axes in (("time", time), ("share", share)):
                     axes[1].matches = self._axes(figure, 0, panel)[1].anchor.replace("x", "y")
