@@ -16,11 +16,19 @@ def drawn_in_lines(explorer):
     return sum(np.isfinite(line.x).sum() for line in explorer.figure.data[2:])
 
 
-def says(explorer, event, trace, points, box=None):
-    """What the browser sends after a click or a brush."""
+def test_the_first_picture_has_everything_that_is_drawn(explorer):
+    """A widget that is drawn after it was made may reach the browser empty or without symbols."""
+    sent = explorer.figure.get_state()
+    assert len(sent["_widget_data"]) == 2 + 19
+    assert all({"symbol", "color"} <= line["marker"].keys() for line in sent["_widget_data"][2:])
+    assert sent["_widget_layout"]["yaxis"]["title"]["text"].startswith("TTFT, ms")
+
+
+def clicks(explorer, trace, points):
+    """What the browser sends after a click."""
     data = explorer.figure.data[trace]
     explorer.figure._js2py_pointsCallback = {
-        "event_type": event,
+        "event_type": "plotly_click",
         "points": {
             "trace_indexes": [trace] * len(points),
             "point_indexes": list(points),
@@ -28,7 +36,16 @@ def says(explorer, event, trace, points, box=None):
             "ys": [data.y[point] for point in points],
         },
         "device_state": None,
-        "selector": box and {"type": "box", "selector_state": box},
+        "selector": None,
+    }
+
+
+def brushes(explorer, panel, x, y):
+    """What the browser sends after a brush: all boxes that it shows."""
+    box = {"xref": f"x{panel}", "yref": f"y{panel}", "x0": x[0], "x1": x[1], "y0": y[1], "y1": y[0]}
+    explorer.figure._js2py_relayout = {
+        "relayout_data": {"selections": [box]},
+        "source_view_id": "one",
     }
 
 
@@ -51,7 +68,7 @@ def test_arms_passes_and_metric_are_chosen(explorer, recorded):
 
 
 def test_a_click_opens_the_request(explorer):
-    says(explorer, "plotly_click", 0, [7])
+    clicks(explorer, 0, [7])
     name = explorer.sides[0].source.name(int(explorer.sides[0].drawn[7]))
     assert f"<h3>{name} (" in explorer.page.value
 
@@ -63,13 +80,13 @@ def test_the_list_and_the_search_open_requests_by_keyboard(explorer):
     assert "request 2 (" in explorer.page.value
     explorer.find.value = "no such request"
     assert explorer.found.options == ()
+    assert "None of these requests has this id: no such request" in explorer.page.value
 
 
 def test_a_brush_selects_all_rows_in_its_box_and_can_be_cleared(explorer, recorded):
     low, high = 60.0, 1000.0
-    box = {"xrange": [-1.0, 1.0], "yrange": [high, low]}
     slow = np.flatnonzero(explorer.figure.data[0].y >= low)
-    says(explorer, "plotly_selected", 0, slow, box)
+    brushes(explorer, "", (-1.0, 1.0), (low, high))
     rows = recorded.requests[1000 * recorded.requests["ttft_s"] >= low]
     assert len(slow) == len(rows) > 0
     assert explorer.sides[0].brushed.sum() == len(rows)
@@ -82,18 +99,36 @@ def test_a_brush_selects_all_rows_in_its_box_and_can_be_cleared(explorer, record
     assert drawn_in_lines(explorer) == 171
 
 
-def test_a_brush_elsewhere_is_the_box_around_its_points(explorer):
-    share = explorer.figure.data[1]
-    warm = np.flatnonzero(share.x > 90)
-    says(explorer, "plotly_selected", 1, warm, {"xrange": None, "yrange": None})
-    assert explorer.sides[0].brushed.sum() == len(warm)
+def test_a_brush_of_the_cached_share_selects_the_rows_in_its_box(explorer):
+    side = explorer.sides[0]
+    brushes(explorer, 3, (90, 101), (0, 1e6))
+    assert side.brushed.sum() == (side.share > 90).sum() > 0
+    assert "Selection, TTFT, ms" in explorer.selection.value and not explorer.clear.disabled
+
+
+def test_a_brush_of_the_distribution_selects_the_rows_in_its_box(explorer):
+    side = explorer.sides[0]
+    brushes(explorer, 2, (0, 1e6), (0, 50))
+    sizes = np.bincount(side.series)
+    assert list(np.bincount(side.series[side.brushed])) == list(sizes // 2)
+    assert drawn_in_lines(explorer) == side.brushed.sum()
+
+
+def test_a_brush_without_a_point_says_so_and_can_be_cleared(explorer):
+    brushes(explorer, 3, (30, 31), (1e6, 2e6))
+    assert "No requests in this box." in explorer.selection.value
+    assert list(explorer.figure.data[0].selectedpoints) == []
+    explorer.clear.click()
+    points = explorer.figure.data[0]
+    assert explorer.selection.value == "" and points.selectedpoints is None
+    assert points.unselected.marker.opacity == points.marker.opacity
 
 
 def test_two_results_stand_side_by_side(recorded):
     both = Explorer([source_of(one) for one in what_is(recorded, recorded.folder)])
     assert "All 342 requests are drawn." in both.note.value
     assert len(both.figure.data) == 2 * (2 + 19)
-    says(both, "plotly_click", both.figure.data.index(both.figure.data[21]), [0])
+    clicks(both, both.figure.data.index(both.figure.data[21]), [0])
     assert "<h3>" in both.page.value
     assert both.figure.layout.yaxis2.matches == "y"
 

@@ -58,6 +58,18 @@ async def test_a_wrong_value_is_refused_while_it_is_typed(started):
     assert form.command.value.endswith("-p topology 1a -p rounds 2")
 
 
+async def test_every_wrong_value_is_reported_at_its_field_and_its_group(started):
+    form = Form("pd_sweep", {})
+    typed = {"topology": "2x3", "rounds": "0", "prompt_tokens": "ten"}
+    for name, text in typed.items():
+        form.inputs[name].value = text
+    for name in typed:
+        assert "wb-wrong" in form.inputs[name]._dom_classes
+        assert name in form.problem.value and "wb-error" in form._said[name].value
+    assert "What is compared (5, 2 wrong)" in [one.description for one in form._buttons.values()]
+    assert sum("1 wrong" in one.description for one in form._buttons.values()) == 1
+
+
 async def test_a_run_shows_its_progress_and_ends_when_it_is_cancelled(started):
     form = Form("pd_sweep", {})
     await until(lambda: not form.run_button.disabled)
@@ -101,7 +113,7 @@ async def test_a_finished_run_is_explored(started, monkeypatch, recorded):
 def test_the_last_log_lines_are_those_of_logs_written_since(tmp_path):
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "decode-0.log").write_text("one\ntwo\n\n")
-    assert last_log_lines(tmp_path, since_s=0) == [("decode-0", "two")]
+    assert last_log_lines(tmp_path, since_s=0) == [("logs/decode-0", "two")]
     assert last_log_lines(tmp_path, since_s=1e12) == []
 
 

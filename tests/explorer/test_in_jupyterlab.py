@@ -105,6 +105,16 @@ def picture(tab: Any, folder: Path, name: str, part: Any) -> None:
     tab.screenshot(path=folder / f"{name}.png")
 
 
+def brush(tab: Any, panel: Any) -> None:
+    """Drag a box over the upper half of a panel."""
+    panel.scroll_into_view_if_needed()
+    box = panel.bounding_box()
+    tab.mouse.move(box["x"] + 3, box["y"] + 3)
+    tab.mouse.down()
+    tab.mouse.move(box["x"] + box["width"] - 3, box["y"] + box["height"] * 0.45, steps=4)
+    tab.mouse.up()
+
+
 def test_a_form_is_filled_and_a_run_cancelled_and_requests_are_explored(
     tab: Any, token: str, tmp_path: Path
 ) -> None:
@@ -142,17 +152,17 @@ def test_a_form_is_filled_and_a_run_cancelled_and_requests_are_explored(
     tab.wait_for_function("(h) => document.querySelector('.wb-one h3').innerText !== h", arg=first)
     figure = tab.locator(".js-plotly-plot").last
     figure.scroll_into_view_if_needed()
-    box = figure.locator(".nsewdrag").first.bounding_box()
-    tab.mouse.move(box["x"] + 3, box["y"] + 3)
-    tab.mouse.down()
-    tab.mouse.move(box["x"] + box["width"] - 3, box["y"] + box["height"] * 0.45, steps=4)
-    tab.mouse.up()
-    tab.get_by_text("Selection, TTFT, ms").wait_for()
-    picture(tab, tmp_path, "brushed", figure)
-    tab.get_by_role("button", name="Clear selection").click()
-    tab.get_by_text("Selection, TTFT, ms").wait_for(state="detached")
+    for panel in range(3):  # over time, the distribution, by cached share
+        brush(tab, figure.locator(".nsewdrag").nth(panel))
+        tab.get_by_text("Selection, TTFT, ms").wait_for()
+        picture(tab, tmp_path, f"brushed-{panel}", figure)
+        tab.get_by_role("button", name="Clear selection").click()
+        tab.get_by_text("Selection, TTFT, ms").wait_for(state="detached")
+    drawn = figure.evaluate("(one) => one.data.map(({marker}) => marker.symbol)")
+    assert None not in drawn
     second = tab.locator(".wb-one h3").inner_text()
     points = figure.locator(".point")
+    points.nth(points.count() // 3).scroll_into_view_if_needed()
     spot = points.nth(points.count() // 3).bounding_box()
     tab.mouse.click(spot["x"] + spot["width"] / 2, spot["y"] + spot["height"] / 2)
     tab.wait_for_function("(h) => document.querySelector('.wb-one h3').innerText !== h", arg=second)

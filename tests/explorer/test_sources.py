@@ -15,7 +15,9 @@ def test_the_rows_of_a_run_are_its_successful_requests(recorded):
     source = source_of(*what_is(recorded.folder, None))
     rows = recorded.requests
     assert source.what == "requests" and "(simulated)" in source.title
-    assert len(source.rows) == len(rows) and source.note == ""
+    assert len(source.rows) == len(rows) and source.note.startswith(
+        "In a PD split, the cached share"
+    )
     assert np.allclose(source.metrics["TTFT, ms"], 1000 * rows["ttft_s"])
     assert source.rows["share"].between(0, 100).all()
     assert (source.rows.groupby(["arm", "pass"])["x"].min() == 0).all()
@@ -27,17 +29,17 @@ def test_failed_requests_are_counted_and_not_drawn(recorded, tmp_path):
     failing = Result(run=recorded.run, folder=tmp_path, frames={"requests": rows})
     source = source_of(failing)
     assert len(source.rows) == len(rows) - 1
-    assert source.note == "Failed requests are not drawn (1)."
+    assert source.note.startswith("Failed requests are not drawn (1).")
 
 
 def test_a_run_with_failed_gates_says_so_with_what_they_take_away(recorded):
     failed = Gate(name="no failures", outcome="FAIL", sentence="2 requests failed.")
     said = source_of(replace(recorded, run=replace(recorded.run, gates=(failed,)))).note
     assert said.startswith("Gates failed: requests failed: do not use")
-    assert said.endswith("2 requests failed.")
+    assert "2 requests failed." in said
     void = replace(recorded.run, gates=(failed,), unproven="1p1d is faster")
     assert source_of(replace(recorded, run=void)).note.startswith("Not valid: ")
-    assert source_of(replace(recorded, run=replace(void, status="failed"))).note == (
+    assert source_of(replace(recorded, run=replace(void, status="failed"))).note.startswith(
         "Run failed: The run ended with an error. 2 requests failed."
     )
 
@@ -67,6 +69,13 @@ def test_an_analysis_of_a_log_is_explored_as_the_log(log, recorded):
     read = replace(recorded, run=replace(recorded.run, parameters=facts))
     (found,) = what_is(read, None)
     assert isinstance(found, LogFiles) and found.paths == (log,)
+
+
+def test_an_unfinished_run_is_explored_by_its_newest_attempt_with_a_result(recorded, tmp_path):
+    (tmp_path / "attempt-20260101-000000-1-a").symlink_to(recorded.folder)
+    (tmp_path / "attempt-20260102-000000-1-b").mkdir()
+    (found,) = what_is(tmp_path, None)
+    assert isinstance(found, Result) and found.run.run_id == recorded.run.run_id
 
 
 def test_what_cannot_be_explored_is_refused(recorded, log, tmp_path):

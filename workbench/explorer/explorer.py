@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
@@ -67,7 +67,6 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
     def __init__(self, sources: Sequence[Source]) -> None:
         self.sides = [_side(one) for one in sources]
         self._busy = False
-        self._boxed: list[tuple[tuple[int, str], Any, Any]] = []
         what = sources[0].what
         metrics = [name for name in sources[0].metrics if all(name in s.metrics for s in sources)]
         self.metric = widgets.Dropdown(options=metrics, description="Metric")
@@ -78,19 +77,22 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         self.note, self.selection = widgets.HTML(), widgets.HTML()
         self.clear = widgets.Button(description="Clear selection", disabled=True)
         self.find = widgets.Text(
-            description="Find", placeholder="number or request id, then Enter",
+            description="Find", placeholder="number or id",
             continuous_update=False,
         )  # fmt: skip
         self.found = widgets.Select(
             options=[], description=what.capitalize(), rows=8,
-            layout=widgets.Layout(width="100%"),
+            layout=widgets.Layout(width="auto"),
         )  # fmt: skip
         self.page = widgets.HTML(
             f"<p>Click a point, or choose one of the {escape(what)} above, to see its details.</p>"
         )
-        self.figure = self._board()
-        save = pictures.save_buttons(self.figure, f"explore-{sources[0].title.split()[0]}")
+        self._traces: dict[tuple[int, str, str], Any] = {}
+        self.figure: Any = self._panels()
         self._draw()
+        self.figure, keys = pictures.board(self.figure), list(self._traces)
+        self._traces = dict(zip(keys, self.figure.data, strict=True))
+        save = pictures.save_buttons(self.figure, f"explore-{sources[0].title.split()[0]}")
         self._connect()
         titles = " and ".join(
             f"{f'{name}: ' if len(sources) > 1 else ''}{s.title}"
@@ -111,36 +113,32 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         )
         self.add_class("workbench")
 
-    def _board(self) -> Any:
+    def _panels(self) -> go.Figure:
         """The figure with all traces, empty: per side and series two of points, one line."""
-        double = len(self.sides) > 1
-        top: list[list[Any]] = [[{}, {}], [{"colspan": 2}, None], [{}, {}]] if double else [
-            [{"colspan": 2}, None], [{}, {}]
-        ]  # fmt: skip
+        double, count = len(self.sides) > 1, len(self.sides)
+        # Panels below each other: beside each other they are too small in a narrow window.
+        specs: list[list[Any]] = [
+            [{}] * count,
+            [{"colspan": count}, *[None] * (count - 1)],
+            [{}] * count,
+        ]
         self._places = {
-            (side, panel): place
-            for side in range(len(self.sides))
-            for panel, place in (
-                ("time", (1, side + 1)),
-                ("spread", (2, 1)),
-                ("share", (3, side + 1) if double else (2, 2)),
-            )
+            (side, panel): (row, 1 if panel == "spread" else side + 1)
+            for side in range(count)
+            for row, panel in enumerate(("time", "spread", "share"), 1)
         }
-        figure = pictures.board(
-            len(top), 2, top, vertical_spacing=0.11 if double else 0.15, horizontal_spacing=0.12
-        )
-        figure.layout.height = 980 if double else 720
+        figure = pictures.panels(3, count, specs, vertical_spacing=0.1, horizontal_spacing=0.1)
         names = list(dict.fromkeys(name for side in self.sides for name in side.names))
         self._looks = pictures.markers(names)
         points = min(MOST_POINTS, sum(len(side.series) for side in self.sides))
         traces, keys = [], []
+        solid = {"marker": {"opacity": pictures.MARKER["opacity"]}}  # a line is never dimmed
         for number, side in enumerate(self.sides):
             for panel in ("time", "share"):
                 # One trace for all series: a trace costs the browser more than a thousand points.
                 traces.append(
                     pictures.scatter(points)(
-                        mode="markers", showlegend=False, unselected={"marker": {"opacity": 0.1}},
-                        hovertemplate="%{text}<br>%{y:,.4g}, %{x:,.4g}<extra></extra>",
+                        mode="markers", showlegend=False,
                     )
                 )  # fmt: skip
                 keys.append((number, panel, ""))
@@ -151,20 +149,20 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
                 traces.append(
                     go.Scatter(mode="lines+markers", name=label, line=line,
                                marker=look | {"size": 7, "maxdisplayed": 4},
+                               selected=solid, unselected=solid,
                                hovertemplate="%{x:,.4g}: %{y:.1f} %")
                 )  # fmt: skip
                 keys.append((number, "spread", name))
         rows, cols = zip(*(self._places[key[:2]] for key in keys), strict=True)
         figure.add_traces(traces, rows=list(rows), cols=list(cols))
         self._traces = dict(zip(keys, figure.data, strict=True))
-        pictures.place_legend(figure, len(traces) - 2 * len(self.sides))
+        pictures.place_legend(figure, len(traces) - 2 * count, panels_px=820)
         for number, side in enumerate(self.sides):
             time, share = self._axes(figure, number, "time"), self._axes(figure, number, "share")
-            time[0].title.text = side.source.x_label
-            share[0].title.text = side.source.share_label
-            self._axes(figure, number, "spread")[
-                1
-            ].title.text = f"{side.source.what} at or below, %"
+            which = f"{_SIDES[number]}: " * double
+            time[0].title.text = f"{which}{side.source.x_label}"
+            share[0].title.text = f"{which}{side.source.share_label}"
+            self._axes(figure, number, "spread")[1].title.text = "at or below, %"
             if number:  # the same scale on both sides
                 for panel, axes in (("time", time), ("share", share)):
                     axes[1].matches = self._axes(figure, 0, panel)[1].anchor.replace("x", "y")
@@ -180,10 +178,8 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         for (number, panel, _), trace in self._traces.items():
             if panel != "spread":
                 trace.on_click(lambda _, points, __, side=number: self._clicked(side, points))
-            trace.on_selection(
-                lambda trace, points, box, at=(number, panel): self._touched(trace, at, points, box)
-            )
             trace.on_deselect(lambda *_: self._deselected())
+        self.figure.on_boxes = self._selected
         for number in range(len(self.sides)):
             axis = self._axis_name(number, "time")
             self.figure.layout.on_change(
@@ -210,39 +206,39 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         if points.point_inds:
             self._show(side, int(self.sides[side].drawn[points.point_inds[0]]))
 
-    def _touched(self, trace: Any, at: tuple[int, str], points: Any, box: Any) -> None:
-        """Plotly reports the points in a box for each trace in turn; the last one applies it."""
-        if points.point_inds:
-            self._boxed.append((at, points, box))
-        if trace is self.figure.data[-1]:
-            boxed, self._boxed = self._boxed, []
-            if not self._busy:
-                self._selected(boxed)
-
-    def _selected(self, boxed: list[tuple[tuple[int, str], Any, Any]]) -> None:
-        """Select the rows in a box, also those that are not drawn.
-
-        Plotly reports the box itself only for the first panel; for the others it is the smallest
-        box around the points in it.
-        """
-        for side in self.sides:
-            side.brushed = None
-        for (number, panel), points, box in boxed:
-            x = getattr(box, "xrange", None) or (min(points.xs), max(points.xs))
-            y = getattr(box, "yrange", None) or (min(points.ys), max(points.ys))
-            inside = self._inside(number, panel, sorted(x), sorted(y))
-            before = self.sides[number].brushed
-            self.sides[number].brushed = inside if before is None else before | inside
+    def _selected(self, boxes: Sequence[Mapping[str, Any]]) -> None:
+        """Select the rows in any of the boxes, also those that are not drawn."""
+        if self._busy or not boxes:
+            return
+        inside: dict[int, NDArray[np.bool_]] = {}
+        for box in boxes:
+            x, y = (sorted((box[f"{axis}0"], box[f"{axis}1"])) for axis in "xy")
+            for number, panel in self._places:
+                if self._axes(self.figure, number, panel)[1].anchor == box["xref"]:
+                    rows = self._inside(number, panel, x, y)
+                    inside[number] = rows | inside.get(number, np.zeros_like(rows))
+        self._busy = True
+        with self.figure.batch_update():
+            for number, side in enumerate(self.sides):
+                side.brushed = inside.get(number)
+                for panel in ("time", "share"):  # otherwise equal points are not sent again
+                    self._traces[number, panel, ""].selectedpoints = None
+        self._busy = False
         self._draw(rescale=False)
 
     def _inside(
         self, number: int, panel: str, x: Sequence[float], y: Sequence[float]
     ) -> NDArray[np.bool_]:
         values, side = self._values(number), self.sides[number]
-        if panel == "spread":
-            return _between(values, *x)
-        across = side.x if panel == "time" else side.share
-        return _between(across, *x) & _between(values, *y)
+        if panel != "spread":
+            across = side.x if panel == "time" else side.share
+            return _between(across, *x) & _between(values, *y)
+        inside = np.zeros(len(values), bool)
+        for series in range(len(side.names)):
+            rows = np.flatnonzero(side.chosen & (side.series == series))
+            percent = 100 * (np.argsort(np.argsort(values[rows])) + 1) / max(1, len(rows))
+            inside[rows] = _between(values[rows], *x) & _between(percent, *y)
+        return inside
 
     def _deselected(self) -> None:
         """A double click; Plotly reports it once for each trace."""
@@ -315,10 +311,16 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
             "color": side.series[at], "symbol": np.repeat(symbols, counts),
         } | pictures.colours([self._looks[name]["color"] for name in side.names])  # fmt: skip
         texts = np.repeat(side.names, counts)
-        for panel, across in (("time", x), ("share", side.share)):
+        # Plotly selects nothing again, late, when a box is taken away: then nothing is dimmed.
+        dimmed = pictures.MARKER["opacity"] if side.brushed is None else 0.1
+        of = {"time": (x, side.source.x_label), "share": (side.share, side.source.share_label)}
+        for panel, (across, label) in of.items():
             self._traces[number, panel, ""].update(
-                x=across[at], y=values[at], text=texts, marker=marker, selectedpoints=marked
-            )
+                x=across[at], y=values[at], text=texts, marker=marker, selectedpoints=marked,
+                unselected={"marker": {"opacity": dimmed}},
+                hovertemplate=f"%{{text}}<br>{self.metric.value}: %{{y:,.4g}}"
+                f"<br>{label}: %{{x:,.4g}}<extra></extra>",
+            )  # fmt: skip
         for series, name in enumerate(side.names):
             of_series = side.series == series
             line = values[side.picked & of_series]
@@ -334,6 +336,8 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
             time, share_axes = (self._axes(self.figure, number, p) for p in ("time", "share"))
             for axis in (time[1], share_axes[1], self._axes(self.figure, number, "spread")[0]):
                 pictures.set_axis(axis, label, shown)
+            if number:  # the panels to the left have the label
+                time[1].title.text = share_axes[1].title.text = ""
             if side.zoomed is not None:
                 time[0].autorange = True
                 side.zoomed = None
@@ -356,7 +360,11 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
                     )
         head = f"<tr><th>selected</th><th>{self.sides[0].source.what}</th><th>median</th>"
         metric = escape(str(self.metric.value))
-        body = f"{head}<th>p90</th></tr>{''.join(lines)}" if lines else "<tr><td>none</td></tr>"
+        body = (
+            f"{head}<th>p90</th></tr>{''.join(lines)}"
+            if lines
+            else (f"<tr><td>No {self.sides[0].source.what} in this box.</td></tr>")
+        )
         return f"<table><caption>Selection, {metric}</caption>{body}</table>"
 
     def _list(self, wanted: str) -> None:
@@ -376,6 +384,9 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
                 (f"{values[row]:,.4g}  {prefix}{side.source.name(int(row))}", (number, int(row)))
                 for row in rows
             ]
+        if wanted and not options:
+            what = self.sides[0].source.what
+            self.page.value = f"<p>None of these {escape(what)} has this id: {escape(wanted)}</p>"
         self._busy = True
         self.found.options = options
         self.found.value = None

@@ -67,6 +67,30 @@ def checked(notebook: str, found: Sequence[Field], texts: Mapping[str, str | boo
     return check_params(notebook, given)
 
 
+def problems(
+    notebook: str, found: Sequence[Field], texts: Mapping[str, str | bool]
+) -> dict[str, str]:
+    """The error of each wrong value by its field, else that of the values together.
+
+    Its key is the field that the error names first; empty if it names none.
+    """
+    usual = {field.name: field.default for field in found}
+    wrong = {}
+    for name, text in texts.items():
+        if text != usual[name]:
+            try:
+                check_params(notebook, {name: text})
+            except ParameterError as error:
+                if named_in(str(error), found) == name:  # others may depend on a second value
+                    wrong[name] = str(error)
+    if not wrong:
+        try:
+            checked(notebook, found, texts)
+        except ParameterError as error:
+            wrong[named_in(str(error), found)] = str(error)
+    return wrong
+
+
 def named_in(sentence: str, found: Sequence[Field]) -> str:
     """The field that an error names first; empty if none."""
     names = {field.name for field in found}

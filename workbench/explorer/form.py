@@ -12,14 +12,14 @@ from typing import Any
 import ipywidgets as widgets
 import numpy as np
 
-from workbench.errors import ParameterError, WorkbenchError
+from workbench.errors import WorkbenchError
 from workbench.experiment.findings.findings import repeat_command
 from workbench.experiment.result.result import Result
 from workbench.experiment.run.progress import spell_s
 from workbench.experiment.run.progress_bar import without_commands
 from workbench.explorer import pictures
 from workbench.explorer.explorer import Explorer
-from workbench.explorer.fields import Field, as_text, checked, fields_of, named_in
+from workbench.explorer.fields import Field, as_text, checked, fields_of, named_in, problems
 from workbench.explorer.running import Planned, Seen, last_log_lines, logs_folder, planned
 from workbench.explorer.sources import source_of
 from workbench.explorer.style import style
@@ -48,10 +48,12 @@ class Form(widgets.VBox):  # type: ignore[misc]
         self._plan: Planned | None = None
         self._params: Any = None
         self.inputs = {field.name: _input(field, values) for field in self._fields}
+        self._said = {field.name: widgets.HTML() for field in self._fields}
+        self._buttons: dict[str, Any] = {}
         self.problem = widgets.HTML()
         self.problem.add_class("wb-problem")
         self.command = widgets.Text(
-            description="Command", disabled=False, layout=widgets.Layout(width="100%")
+            description="Command", disabled=False, layout=widgets.Layout(width="auto")
         )
         self.plan_text = widgets.HTML()
         self.run_button = widgets.Button(description="Run", button_style="primary")
@@ -88,8 +90,7 @@ class Form(widgets.VBox):  # type: ignore[misc]
         """A button per group that shows its fields; the first group is open."""
         groups: dict[str, list[Any]] = {}
         for field in self._fields:
-            said = widgets.HTML(f"<span class='wb-help'>{escape(field.help)}</span>")
-            row = widgets.HBox([self.inputs[field.name], said])
+            row = widgets.HBox([self.inputs[field.name], self._said[field.name]])
             row.add_class("wb-field")
             groups.setdefault(field.group, []).append(row)
         shown: list[Any] = []
@@ -104,6 +105,7 @@ class Form(widgets.VBox):  # type: ignore[misc]
                 box.layout.display = "" if button.value else "none"
                 button.icon = "chevron-down" if button.value else "chevron-right"
 
+            self._buttons[name] = button
             button.add_class("wb-group")
             button.observe(show, "value")
             show()
@@ -116,22 +118,33 @@ class Form(widgets.VBox):  # type: ignore[misc]
         """Say at once what is wrong with the values; if nothing is, plan soon."""
         texts = {name: one.value for name, one in self.inputs.items()}
         self._params = self._plan = None
-        try:
-            self._params = checked(self.notebook, self._fields, texts)
-        except ParameterError as error:
-            self._refuse(str(error))
+        wrong = problems(self.notebook, self._fields, texts)
+        self._refuse(wrong)
+        if wrong:
             return
-        self._refuse("")
+        self._params = checked(self.notebook, self._fields, texts)
         self.command.value = repeat_command(self.notebook, self._params)
         self._loop.call_soon_threadsafe(self._plan_soon)
 
-    def _refuse(self, sentence: str) -> None:
-        wrong = named_in(sentence, self._fields)
-        for name, one in self.inputs.items():
-            (one.add_class if name == wrong else one.remove_class)("wb-wrong")
-        self.problem.value = f"<span role='alert'>{escape(sentence)}</span>" if sentence else ""
-        self.run_button.disabled = bool(sentence) or self._plan is None or self.running
-        if sentence:
+    def _refuse(self, wrong: Mapping[str, str]) -> None:
+        """Show what is wrong: at its field, at the button of its group, and above Run."""
+        for field in self._fields:
+            one, sentence = self.inputs[field.name], wrong.get(field.name, "")
+            (one.add_class if sentence else one.remove_class)("wb-wrong")
+            kind = "wb-error" if sentence else "wb-help"
+            self._said[
+                field.name
+            ].value = f"<span class='{kind}'>{escape(sentence or field.help)}</span>"
+        for name, button in self._buttons.items():
+            of_group = [field.name for field in self._fields if field.group == name]
+            count = len(wrong.keys() & set(of_group))
+            said = f", {count} wrong" * bool(count)
+            button.description = f"{name} ({len(of_group)}{said})"
+            (button.add_class if count else button.remove_class)("wb-error")
+        lines = "".join(f"<p>{escape(sentence)}</p>" for sentence in wrong.values())
+        self.problem.value = f"<div role='alert'>{lines}</div>" if lines else ""
+        self.run_button.disabled = bool(wrong) or self._plan is None or self.running
+        if wrong:
             self.plan_text.value = self.command.value = ""
 
     def _plan_soon(self) -> None:
@@ -147,7 +160,8 @@ class Form(widgets.VBox):  # type: ignore[misc]
             made = await asyncio.to_thread(planned, params)
         except WorkbenchError as error:
             if params is self._params:
-                self._refuse(str(error))
+                sentence = str(error)
+                self._refuse({named_in(sentence, self._fields): sentence})
             return
         if params is self._params:
             self._plan = made
@@ -236,8 +250,7 @@ class _Live:
     """A chart of TTFT by request that grows while a run is under way."""
 
     def __init__(self) -> None:
-        self.figure = pictures.board(1, 1, [[{}]])
-        self.figure.layout.height = 320
+        self.figure = pictures.board(pictures.panels(1, 1, [[{}]]))
         self.figure.layout.dragmode = "zoom"
         self.figure.update_xaxes(title_text="requests in order of completion")
         self._count = 0
@@ -261,7 +274,7 @@ class _Live:
                 x, y = np.array(points[-share:]).T
                 drawn += len(x)
                 self.figure.data[number].update(x=x, y=y, marker=pictures.MARKER | looks[name])
-            pictures.place_legend(self.figure, len(self._points))
+            pictures.place_legend(self.figure, len(self._points), panels_px=300)
             every = np.array([point[1] for points in self._points.values() for point in points])
             pictures.set_axis(self.figure.layout.yaxis, "TTFT, ms", every)
             if drawn < self._count:

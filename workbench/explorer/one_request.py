@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from html import escape
@@ -21,6 +22,8 @@ from workbench.report.figures.tokens import TIERS
 from workbench.report.figures.waterfall import AREAS, NAMES
 
 _MOST_LINES = 60
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+"""Colours of a terminal, which servers write into their logs too."""
 _STAMPS = {
     "scheduled_s": "scheduled by the client",
     "sent_s": "sent by the client",
@@ -107,7 +110,7 @@ def naming_lines(path: Path, name: str) -> list[str]:
             end = len(text) if end < 0 else end
             if not behind.isdigit() and not before.isalnum():
                 line = text[text.rfind(b"\n", 0, at) + 1 : end]
-                found.append(line.decode("utf-8", "replace").rstrip("\r"))
+                found.append(_COLOUR.sub("", line.decode("utf-8", "replace").rstrip("\r")))
                 at = end
             else:
                 at += 1
@@ -201,8 +204,10 @@ def _stamps(row: pd.Series[Any], legs: pd.DataFrame) -> str:
     return _table(rows, head=("since it was sent", "event")) + f"<p>{said}.</p>{where}"
 
 
-def _lines(paths: Iterable[Path], name: str) -> str:
+def _lines(paths: Sequence[Path], name: str) -> str:
     found = [(path.name, line) for path in paths for line in naming_lines(path, name)]
+    if not found and not any(path.is_file() and path.stat().st_size for path in paths):
+        return "<p>No log here has a line. Simulated servers write none.</p>"
     if not found:
         return (
             "<p>No log line has this request id. vLLM logs requests with"
@@ -223,6 +228,8 @@ def _page(title: str, sections: Mapping[str, str]) -> str:
 def _bar(parts: Iterable[tuple[str, float, str]], unit: str) -> str:
     """Parts of a whole (name, value, colour) as one bar, and a table with their numbers."""
     known = [(escape(name), float(value), colour) for name, value, colour in parts if _known(value)]
+    if not known:
+        return "<p>Unknown: nothing here was recorded.</p>"
     whole = sum(value for _, value, _ in known if value > 0)
     digits = 2 if unit == "ms" else 0
     bars = "".join(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,7 @@ _SYMBOLS = {
     "X": "x", "*": "star",
 }  # fmt: skip
 MARKER = {"size": 6, "opacity": 0.65, "line": {"width": 0}}
-_ABOVE = 5
-"""More entries of a legend stand beside the panels."""
+_LEGEND_ROW_PX, _LEGEND_COLUMNS = 20, 3
 _WIDE = 20
 """Values that spread over a larger factor get a log axis."""
 _FONT = "system-ui, sans-serif"
@@ -47,12 +46,12 @@ def colours(names: Sequence[str]) -> dict[str, Any]:
     return {"colorscale": scale, "cmin": -0.5, "cmax": count - 0.5, "showscale": False}
 
 
-def place_legend(figure: Any, entries: int) -> None:
-    """Above the panels, or beside them where there are many."""
-    above = {"orientation": "h", "yanchor": "bottom", "y": 1.04, "x": 0}
-    beside = {"orientation": "v", "yanchor": "top", "y": 1, "x": 1.02}
-    figure.layout.legend = (above if entries <= _ABOVE else beside) | {
-        "itemclick": False, "itemdoubleclick": False,
+def place_legend(figure: Any, entries: int, *, panels_px: int) -> None:
+    """Below the panels, where it has place in a narrow window too, and high enough for both."""
+    figure.layout.height = panels_px + _LEGEND_ROW_PX * -(-entries // _LEGEND_COLUMNS)
+    figure.layout.legend = {
+        "orientation": "h", "xref": "container", "x": 0, "yref": "container", "y": 0,
+        "yanchor": "bottom", "itemclick": False, "itemdoubleclick": False,
     }  # fmt: skip
 
 
@@ -66,22 +65,25 @@ def axis_type(values: Values) -> str:
 
 
 class _Board(go.FigureWidget):  # type: ignore[misc]
+    on_boxes: Callable[[Sequence[Mapping[str, Any]]], None] | None = None
+    """Called with the boxes that the browser shows after a brush, in data units."""
+
     @traitlets.observe("_js2py_relayout")  # type: ignore[untyped-decorator]
     def _handler_js2py_relayout(self, change: Any) -> None:
-        """Leave out the box of a selection: it has undefined values, which plotly refuses.
+        """Take out the boxes of selections: they have undefined values, which plotly refuses.
 
-        Its error takes a second to write. Selections are told by `on_selection` too.
+        Its error takes a second to write. `on_selection` has no box for any panel but the first,
+        and tells nothing about a box without points.
         """
-        if change["new"]:
-            change["new"]["relayout_data"].pop("selections", None)
+        boxes = change["new"] and change["new"]["relayout_data"].pop("selections", None)
         super()._handler_js2py_relayout(change)
+        if isinstance(boxes, list) and self.on_boxes is not None:
+            self.on_boxes([box for box in boxes if isinstance(box, Mapping)])
 
 
-def board(rows: int, cols: int, specs: Sequence[Sequence[Any]], **options: Any) -> Any:
-    """An empty FigureWidget of panels; its modebar selects by box, zooms and resets."""
-    figure = _Board(
-        make_subplots(rows=rows, cols=cols, specs=[list(row) for row in specs], **options)
-    )
+def panels(rows: int, cols: int, specs: Sequence[Sequence[Any]], **options: Any) -> go.Figure:
+    """An empty figure of panels."""
+    figure = make_subplots(rows=rows, cols=cols, specs=[list(row) for row in specs], **options)
     # A white card in dark mode too: Plotly's colours cannot follow those of the page.
     figure.update_layout(
         template="plotly_white", font={"family": _FONT, "color": BLACK, "size": 13},
@@ -89,13 +91,22 @@ def board(rows: int, cols: int, specs: Sequence[Sequence[Any]], **options: Any) 
         autosize=True,
         hoverlabel={"font": {"family": _FONT}},
     )  # fmt: skip
-    figure.update_xaxes(gridcolor=RULE, zeroline=False)
-    figure.update_yaxes(gridcolor=RULE, zeroline=False)
-    figure._config = {
-        "displaylogo": False, "displayModeBar": True, "responsive": True,
-        "modeBarButtonsToRemove": ["lasso2d", "autoScale2d"],
-    }  # fmt: skip
+    figure.update_xaxes(gridcolor=RULE, zeroline=False, title_font_size=12, title_standoff=8)
+    figure.update_yaxes(gridcolor=RULE, zeroline=False, title_font_size=12)
     return figure
+
+
+def board(figure: go.Figure) -> Any:
+    """The widget of a figure; its modebar selects by box, zooms and resets.
+
+    The figure must be drawn already: what changes before the browser shows it may get lost.
+    """
+    made = _Board(figure)
+    made._config = {
+        "displaylogo": False, "displayModeBar": True, "responsive": True,
+        "modeBarButtonsToRemove": ["lasso2d", "autoScale2d", "sendDataToCloud"],
+    }  # fmt: skip
+    return made
 
 
 class Front(anywidget.AnyWidget):  # type: ignore[misc]

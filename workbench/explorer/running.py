@@ -102,7 +102,7 @@ def logs_folder(notebook: str, params: EngineParams | EnvironmentCheck) -> Path:
 
 
 def last_log_lines(folder: Path, *, since_s: float) -> list[tuple[str, str]]:
-    """Each server's name and the last line of its log, of logs written since then (epoch)."""
+    """Each server (`arm/name`) and the last line of its log, if written since then (epoch)."""
     found = []
     for path in folder.rglob("*.log"):
         try:
@@ -112,7 +112,10 @@ def last_log_lines(folder: Path, *, since_s: float) -> list[tuple[str, str]]:
         if written_s >= since_s:
             found.append((written_s, path))
     newest = sorted(found, reverse=True)[:_MOST_LOGS]
-    return [(path.stem, _last_line(path)) for _, path in sorted(newest, key=lambda one: one[1])]
+    return [
+        (f"{path.parent.name}/{path.stem}", _last_line(path))
+        for _, path in sorted(newest, key=lambda one: one[1])
+    ]
 
 
 def _last_line(path: Path) -> str:

@@ -80,7 +80,7 @@ def what_is(
             "explore takes one or two results or run folders, or LMCache logs, got"
             f" {', '.join(_said(one) for one in given)} (example: wb.explore(result))"
         )
-    return [_of_log(load_result(Path(str(one))) if _is_run(one) else one) for one in given]
+    return [_of_log(load_result(_folder(str(one))) if _is_run(one) else one) for one in given]
 
 
 def source_of(what: What) -> Source:
@@ -117,6 +117,15 @@ def _is_run(one: Any) -> bool:
     return path.name == "result.json" or not (path.is_file() or (path.suffix and not path.is_dir()))
 
 
+def _folder(one: str) -> Path:
+    """The folder of a run; of one that has not finished, the newest attempt with a result."""
+    path = Path(one)
+    if (path / "result.json").exists():
+        return path
+    attempts = sorted(path.glob("attempt-*/result.json"))
+    return attempts[-1].parent if attempts else path
+
+
 def _said(one: Any) -> str:
     return str(one.folder) if isinstance(one, Result) else repr(str(one))
 
@@ -141,6 +150,11 @@ def _requests(result: Result) -> Source:
     failed = int((~ok).sum())
     left_out = f"Failed requests are not drawn ({failed:,})." if failed else ""
     rows = rows[ok].reset_index(drop=True)
+    split = rows["arm"].astype(str).str.contains(r"\b\d+p\d+d\b").any()
+    handed_over = (
+        "In a PD split, the cached share includes KV that prefill has just computed and handed"
+        " over: a cold request may show 100 %."
+    ) * bool(split)
     began = rows.groupby(["arm", "round", "pass"], sort=False)["sent_s"].transform("min")
     cached = rows["cached_tokens"].astype(float).where(rows["cached_tokens"] >= 0)
     shown = rows[["arm", "pass", "request_id"]].assign(
@@ -161,11 +175,13 @@ def _requests(result: Result) -> Source:
             for name, label in _TIMES.items()
             if rows[name].notna().any()
         },
-        x_label="sent, seconds since its pass began",
-        share_label="cached share of the prompt, %",
+        x_label="sent, s after its pass began",
+        share_label="cached share, %",
         name=name,
         page=lambda position: request_page(result, keys.iloc[position]),
-        note=" ".join(filter(None, (_unsure(result), left_out))),
+        note=" ".join(
+            f"{one.rstrip('.')}." for one in (_unsure(result), left_out, handed_over) if one
+        ),
     )
 
 
@@ -217,7 +233,7 @@ def _lookups(log: LogFiles) -> Source:
         what="lookups",
         rows=shown,
         metrics=known,
-        x_label="seconds since the first lookup" if timed else "lookup, in the order of the log",
+        x_label="s after the first lookup" if timed else "lookup, in the order of the log",
         share_label="LMCache hit, % of the prompt",
         name=lambda position: f"lookup {position + 1}: {rows['request_id'].iloc[position]}",
         page=lambda position: lookup_page(rows.iloc[position], log.paths),

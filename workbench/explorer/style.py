@@ -30,6 +30,7 @@ def style() -> str:
 .wb-field > .widget-html {{ flex: 1 1 240px; }}
 .workbench .wb-group {{ text-align: left; }}
 .workbench .wb-wrong :is(input, select) {{ box-shadow: 0 0 0 2px {_WRONG} !important; }}
+.workbench .wb-error {{ color: {_WRONG}; font-weight: 600; }}
 .workbench .wb-problem .widget-html-content {{ color: {_WRONG}; font-weight: 600; }}
 .workbench :focus-visible {{ outline: 2px solid #0072B2; outline-offset: 1px; }}
 </style>"""
