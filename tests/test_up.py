@@ -162,7 +162,7 @@ def test_each_parameter_of_a_sweep_is_either_of_its_servers_or_of_its_measuremen
         "timeout_s", "kernel_stamps", "client_workers", "seed", "rates_per_s", "search",
         "ttft_limit_ms", "tpot_limit_ms", "limits_share", "working_sets", "rounds", "opponents",
         "base_url", "prefill_urls", "decode_urls", "lmcache_url", "tokenizer", "link_runs",
-        "models", "time_budget_s", "gpu_hour_price", "concurrencies",
+        "models", "time_budget_s", "gpu_hour_price", "concurrencies", "predict", "measure",
     }  # fmt: skip
     load = {spec.name for spec in fields(LoadParams)} - {s.name for s in fields(EngineParams)}
     assert {*SERVING} | measuring | load == {spec.name for spec in fields(PdSweep)}
