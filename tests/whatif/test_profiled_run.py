@@ -42,7 +42,7 @@ def measured(tmp_path, monkeypatch):
 
 async def predicted(tmp_path, **given):
     made = plan(check_params("pd_sweep", GIVEN | {"output_dir": str(tmp_path)} | given))
-    return await run_and_predict(made, profile_plan(made))
+    return await run_and_predict(made)
 
 
 async def test_errors_of_held_out_topologies_come_first(measured, tmp_path):

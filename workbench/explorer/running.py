@@ -59,7 +59,7 @@ def planned(params: EngineParams | EnvironmentCheck) -> Planned:
     profiling = profile_plan(made)
     return Planned(
         "\n\n".join(str(one) for one in (made, profiling) if one),
-        lambda echo, on: run_and_predict(made, profiling, echo=echo, on_record=on),
+        lambda echo, on: run_and_predict(made, echo=echo, on_record=on),
     )
 
 

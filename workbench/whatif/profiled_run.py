@@ -44,19 +44,18 @@ def profile_plan(plan: ExperimentPlan) -> ExperimentPlan | None:
 
 async def run_and_predict(
     plan: ExperimentPlan,
-    profiling: ExperimentPlan | None,
     *,
     echo: Echo = echo_line,
     on_record: OnRecord | None = None,
 ) -> Result:
-    """Run a plan; with the plan of a profile measure that first, and add what it predicts.
+    """Run a plan; with `predict` measure its profile first, and add what that predicts.
 
     A finished profile of the same parameters is used again, and an interrupted one resumed. A
     profile that cannot be made is a sentence of the result. Raises as `experiment.run.run.run`.
     """
     from workbench.experiment.run.run import run
 
-    if profiling is None:
+    if (profiling := profile_plan(plan)) is None:
         return await run(plan, echo=echo, on_record=on_record)
     profile, said = _kept(profiling), ""
     if profile is not None:
