@@ -87,18 +87,12 @@ def main() -> None:
             lambda: made.append(wb.explore(scratch, interactive=True))
         )
         explorer = made[-1]
-        points = explorer.figure.data[0]
 
-        def brush() -> None:
-            explorer.figure._js2py_pointsCallback = {
-                "event_type": "plotly_selected",
-                "points": {"trace_indexes": [0], "point_indexes": [0], "xs": [0], "ys": [0]},
-                "device_state": None,
-                "selector": {
-                    "type": "box",
-                    "selector_state": {"xrange": [100, 300], "yrange": [50, 5000]},
-                },
-            }
+        def brush(low: float) -> None:
+            box = {"xref": "x", "yref": "y", "x0": low, "x1": low + 200, "y0": 50, "y1": 5000}
+            explorer.figure._js2py_relayout = {
+                "relayout_data": {"selections": [box]}, "source_view_id": "one",
+            }  # fmt: skip
 
         def zoom(low: float) -> None:
             explorer.figure.plotly_relayout({"xaxis.range[0]": low, "xaxis.range[1]": low + 200})
@@ -113,14 +107,14 @@ def main() -> None:
             "all arms": lambda n: setattr(
                 explorer.arms, "value", explorer.arms.options[:: -1 if n % 2 else 1]
             ),
-            "brush": lambda _: brush(),
+            "brush": lambda n: brush(10.0 * n),
             "zoom": lambda n: zoom(10.0 * n),
             "a request's page": click,
         }
         for name, change in changes.items():
             runs = [timed(lambda n=n, change=change: change(n)) for n in range(REPEATS)]
             found[name] = median(r[0] for r in runs), median(r[1] for r in runs)
-        drawn = len(points.x)
+        drawn = len(explorer.figure.data[0].x)
     print(f"{count:,} requests, {drawn:,} points drawn")
     for name, (wall_s, cpu_s) in found.items():
         print(f"{name:30} {1000 * wall_s:8,.0f} ms, CPU {1000 * cpu_s:,.0f} ms")

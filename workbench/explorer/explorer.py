@@ -308,7 +308,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         counts = [len(part) for part in parts]
         symbols = [self._looks[name]["symbol"] for name in side.names]
         marker = pictures.MARKER | {
-            "color": side.series[at], "symbol": np.repeat(symbols, counts),
+            "color": side.series[at], "symbol": np.repeat(symbols, counts).tolist(),
         } | pictures.colours([self._looks[name]["color"] for name in side.names])  # fmt: skip
         texts = np.repeat(side.names, counts)
         # Plotly selects nothing again, late, when a box is taken away: then nothing is dimmed.
