@@ -23,7 +23,7 @@ from workbench.load.drive.driver import drive_in_thread
 from workbench.load.workload.arrivals import closed
 from workbench.load.workload.workload import reference
 from workbench.params.notebooks import PdSweep
-from workbench.serve.deployment import Deployment, DeploymentPlan
+from workbench.serve.deployed import Deployment, DeploymentPlan
 from workbench.serve.processes.ports import unused_ports
 from workbench.serve.tiny_model import tiny_model
 from workbench.serve.vllm import EngineSettings

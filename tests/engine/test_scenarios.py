@@ -14,7 +14,7 @@ from workbench.experiment.plan.arms import plan
 from workbench.experiment.run.run import run
 from workbench.params.notebooks import PdSweep
 from workbench.params.shared import SCENARIOS
-from workbench.serve.deployment import Deployment
+from workbench.serve.deployed import Deployment
 from workbench.serve.processes.launcher import Launcher
 from workbench.serve.vllm import EngineSettings
 

@@ -33,7 +33,7 @@ from workbench.params.notebooks import (
 )
 from workbench.serve.checks.capacity import Capacity
 from workbench.serve.connectors import lmcache
-from workbench.serve.deployment import DeploymentPlan
+from workbench.serve.deployed import DeploymentPlan
 from workbench.serve.vllm import EngineSettings
 
 IMAGES = {"cuda": "vllm/vllm-openai:v0.32.0", "rocm": "vllm/vllm-openai-rocm:v0.32.0"}

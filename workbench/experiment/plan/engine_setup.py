@@ -29,7 +29,7 @@ from workbench.serve import simulated
 from workbench.serve.checks.argument_check import abilities, check_arguments
 from workbench.serve.checks.capacity import Capacity, check_capacity
 from workbench.serve.checks.connector_check import check_vllm
-from workbench.serve.deployment import DeploymentPlan
+from workbench.serve.deployed import DeploymentPlan
 from workbench.serve.simulated.faults import small_kv_mib
 from workbench.serve.tiny_model import ModelFacts, all_layers, model_facts, tiny_model
 from workbench.serve.vllm import EngineSettings, Platform, number_format

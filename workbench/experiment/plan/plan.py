@@ -30,7 +30,8 @@ from workbench.params.run_id import run_id
 from workbench.serve.checks.capacity import Capacity
 from workbench.serve.connectors import CONNECTORS, Connector, Store, connector
 from workbench.serve.connectors.lmcache import CHUNK_TOKENS
-from workbench.serve.deployment import TRANSFER_TIMEOUT_S, DeploymentPlan, plan_deployment
+from workbench.serve.deployed import DeploymentPlan
+from workbench.serve.deployment import TRANSFER_TIMEOUT_S, plan_deployment
 from workbench.serve.tiny_model import LAYERS, model_facts
 from workbench.serve.vllm import EngineSettings, Platform
 from workbench.topology import TensorParallel, Topology

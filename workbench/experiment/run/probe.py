@@ -21,7 +21,7 @@ from workbench.load.workload.tokenizer import TextTokenizer
 from workbench.load.workload.workload import Request, reference
 from workbench.load.workload.written import word_ids, written
 from workbench.records import ProxyFacts, RequestRecord
-from workbench.serve.deployment import Deployment
+from workbench.serve.deployed import Deployment
 from workbench.topology import TensorParallel, Topology
 
 PROMPT_TOKENS, OUTPUT_TOKENS = 64, 4
