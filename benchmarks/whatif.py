@@ -26,12 +26,13 @@ from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.params.notebooks import check_params
 from workbench.serve.simulated import instance, kv_blocks, scheduler
 from workbench.topology import Topology
-from workbench.whatif.closed_form import closed_form
-from workbench.whatif.costs import Costs
 from workbench.whatif.held_out import HeldOut, held_out
-from workbench.whatif.profile import Profile, profile_of, read_profile
+from workbench.whatif.measured_profile import profile_of
+from workbench.whatif.model.closed_form import closed_form
+from workbench.whatif.model.costs import Costs
+from workbench.whatif.model.simulation import plain_load, simulate
+from workbench.whatif.profile import Profile, read_profile
 from workbench.whatif.profile_plan import profile_plan
-from workbench.whatif.simulation import plain_load, simulate
 
 LOAD = {
     "engine": "simulated",

@@ -13,10 +13,10 @@ from workbench.hardware import machine
 from workbench.metrics.latency import latencies
 from workbench.params.notebooks import PdSweep
 from workbench.topology import Topology
-from workbench.whatif.costs import Costs
 from workbench.whatif.fits import Fit
+from workbench.whatif.model.costs import Costs
+from workbench.whatif.model.simulation import Load, Simulated, simulate
 from workbench.whatif.profile import Profile
-from workbench.whatif.simulation import Load, Simulated, simulate
 
 COSTS = Costs(
     prefill_step_s=0.01,

@@ -16,7 +16,8 @@ from workbench.experiment.plan.traffic import workload_of
 from workbench.params.notebooks import PdSweep
 from workbench.params.price import Price
 from workbench.topology import TensorParallel, Topology
-from workbench.whatif.costs import Costs
+from workbench.whatif.model.costs import Costs
+from workbench.whatif.model.simulation import Simulated
 from workbench.whatif.prediction import (
     SATURATED,
     Case,
@@ -26,7 +27,6 @@ from workbench.whatif.prediction import (
     predict_case,
 )
 from workbench.whatif.profile import Profile
-from workbench.whatif.simulation import Simulated
 
 if TYPE_CHECKING:
     import pandas as pd

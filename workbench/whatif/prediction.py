@@ -17,11 +17,11 @@ from workbench.metrics.ideal import Asked, Call, IdealCaches
 from workbench.params.notebooks import PdSweep
 from workbench.serve.connectors import connector
 from workbench.topology import Topology
-from workbench.whatif.closed_form import ClosedForm, closed_form
-from workbench.whatif.costs import Costs
 from workbench.whatif.fits import RESAMPLES
+from workbench.whatif.model.closed_form import ClosedForm, closed_form
+from workbench.whatif.model.costs import Costs
+from workbench.whatif.model.simulation import Load, Simulated, simulate
 from workbench.whatif.profile import Profile
-from workbench.whatif.simulation import Load, Simulated, simulate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

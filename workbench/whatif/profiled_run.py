@@ -17,14 +17,13 @@ from workbench.experiment.result.run_folder import RunFolder, output_root
 from workbench.experiment.run.run_log import Echo, OnRecord, echo_line
 from workbench.params.notebooks import PdSweep
 from workbench.whatif.held_out import CHECKED, HeldOut, covers, held_out
-from workbench.whatif.prediction import Prediction, check_turns, predict
-from workbench.whatif.profile import (
+from workbench.whatif.measured_profile import (
     LARGEST_RESIDUAL,
     LARGEST_TRANSFER_RESIDUAL,
-    Profile,
     profile_of,
-    read_profile,
 )
+from workbench.whatif.prediction import Prediction, check_turns, predict
+from workbench.whatif.profile import Profile, read_profile
 from workbench.whatif.profile_plan import profile_plan as plan_of_profile
 
 _DOUBT = "Predictions: {}"

@@ -8,8 +8,8 @@ from math import inf, nan
 import numpy as np
 
 from workbench.topology import Topology
-from workbench.whatif.costs import Costs
-from workbench.whatif.simulation import Load, plain_load, simulate
+from workbench.whatif.model.costs import Costs
+from workbench.whatif.model.simulation import Load, plain_load, simulate
 
 DIFFERENCE = 0.1
 """Largest difference between simulated and closed form, as a fraction of wait and service, in

@@ -7,8 +7,8 @@ import pytest
 
 from tests.whatif.known import COSTS
 from workbench.topology import Topology
-from workbench.whatif.closed_form import closed_form
-from workbench.whatif.simulation import Load, plain_load, simulate
+from workbench.whatif.model.closed_form import closed_form
+from workbench.whatif.model.simulation import Load, plain_load, simulate
 
 ONE, AGGREGATED = Topology.parse("1p1d"), Topology.parse("1a")
 
