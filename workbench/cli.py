@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from workbench import commands
 from workbench.errors import WorkbenchError
 from workbench.grammars import spare_grammars
-from workbench.params.notebooks import CONNECTORS, NOTEBOOKS
+from workbench.params.notebooks import NOTEBOOKS
+from workbench.params.pd_sweep import CONNECTORS
 
 if TYPE_CHECKING:
     pass

@@ -17,7 +17,7 @@ from workbench.experiment.result.result import Result
 from workbench.experiment.run.launch import isolation, measure
 from workbench.experiment.run.run import run
 from workbench.load.workload.workload import Workload
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 from workbench.serve import deployed
 from workbench.serve.deployed import Deployment, DeploymentPlan
 

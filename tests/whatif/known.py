@@ -11,7 +11,7 @@ from workbench.experiment.result.facts import ArmFacts, EngineFacts, RunFacts
 from workbench.experiment.result.result import Result
 from workbench.hardware import machine
 from workbench.metrics.latency import latencies
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 from workbench.topology import Topology
 from workbench.whatif.fits import Fit
 from workbench.whatif.model.costs import Costs

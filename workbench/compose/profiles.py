@@ -22,15 +22,8 @@ from workbench.experiment.plan.which_connectors import chosen
 from workbench.hardware import machine
 from workbench.hardware.images import Image
 from workbench.hardware.interpreter import interpreter
-from workbench.params.notebooks import (
-    ALL_CONNECTORS,
-    EngineParams,
-    LoadParams,
-    PdSweep,
-    as_typed,
-    changed,
-    check_params,
-)
+from workbench.params.notebooks import EngineParams, LoadParams, as_typed, changed, check_params
+from workbench.params.pd_sweep import ALL_CONNECTORS, PdSweep
 from workbench.serve.checks.capacity import Capacity
 from workbench.serve.connectors import lmcache
 from workbench.serve.deployed import DeploymentPlan

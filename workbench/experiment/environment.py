@@ -32,7 +32,8 @@ from workbench.metrics.gates.client_gate import LAG_P99_S, OTHERS_SHARE
 from workbench.metrics.gates.gate import Gate, judge
 from workbench.metrics.gates.gate_effects import failed_gates
 from workbench.metrics.gates.gate_table import failed_name
-from workbench.params.notebooks import EnvironmentCheck, PdSweep
+from workbench.params.notebooks import EnvironmentCheck
+from workbench.params.pd_sweep import PdSweep
 from workbench.serve import vllm
 from workbench.serve.checks.capacity import CPU_INSTANCES_AT_MOST, instance_gb
 from workbench.serve.connectors import CONNECTORS, connector

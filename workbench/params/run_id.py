@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from workbench.hardware.machine import repository_root
-from workbench.params.notebooks import PaperClaimValidation, PdSweep
+from workbench.params.notebooks import PaperClaimValidation
+from workbench.params.pd_sweep import PdSweep
 from workbench.params.shared import EngineParams, LoadParams
 
 

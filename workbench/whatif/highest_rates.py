@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from workbench.errors import ParameterError, PlanError, must_be, needs, unused
 from workbench.experiment.plan.engine_setup import engine_of
-from workbench.experiment.plan.search import Limits, Point, Search
-from workbench.experiment.plan.traffic import workload_of
-from workbench.params.notebooks import PdSweep
+from workbench.experiment.plan.offered_load.search import Limits, Point, Search
+from workbench.experiment.plan.offered_load.traffic import workload_of
+from workbench.params.pd_sweep import PdSweep
 from workbench.params.price import Price
 from workbench.topology import TensorParallel, Topology
 from workbench.whatif.model.costs import Costs

@@ -10,11 +10,11 @@ import numpy as np
 
 from workbench.errors import PlanError, must_be
 from workbench.experiment.plan.engine_setup import engine_of
-from workbench.experiment.plan.search import Limits
-from workbench.experiment.plan.traffic import arrivals_of, workload_of
+from workbench.experiment.plan.offered_load.search import Limits
+from workbench.experiment.plan.offered_load.traffic import arrivals_of, workload_of
 from workbench.load.workload.workload import Workload
 from workbench.metrics.ideal import Asked, Call, IdealCaches
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 from workbench.serve.connectors import connector
 from workbench.topology import Topology
 from workbench.whatif.fits import RESAMPLES

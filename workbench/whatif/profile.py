@@ -14,7 +14,8 @@ from workbench.errors import PlanError, ResultError, must_be
 from workbench.experiment.result.result_file import jsonable
 from workbench.hardware import machine
 from workbench.hardware.interpreter import versions_of
-from workbench.params.notebooks import PdSweep, check_params
+from workbench.params.notebooks import check_params
+from workbench.params.pd_sweep import PdSweep
 from workbench.serve.connectors import connector
 from workbench.whatif.fits import Fit
 from workbench.whatif.model.costs import Costs

@@ -9,9 +9,9 @@ import numpy as np
 from workbench.errors import PlanError, must_be
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.plan.engine_setup import engine_of
+from workbench.experiment.plan.offered_load.traffic import workload_of
 from workbench.experiment.plan.plan import ExperimentPlan, Pass
-from workbench.experiment.plan.traffic import workload_of
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 from workbench.serve.connectors import connector
 from workbench.topology import Topology
 

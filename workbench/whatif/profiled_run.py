@@ -15,7 +15,7 @@ from workbench.experiment.result.predicted import FitRow, HeldOutRow, PredictedR
 from workbench.experiment.result.result import Result, load_result
 from workbench.experiment.result.run_folder import RunFolder, output_root
 from workbench.experiment.run.run_log import Echo, OnRecord, echo_line
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 from workbench.whatif.held_out import CHECKED, HeldOut, covers, held_out
 from workbench.whatif.measured_profile import (
     LARGEST_RESIDUAL,

@@ -13,7 +13,7 @@ import numpy as np
 
 from workbench.errors import ParameterError, check_positive, must_be
 from workbench.experiment.plan.engine_setup import engine_of
-from workbench.experiment.plan.traffic import workload_of
+from workbench.experiment.plan.offered_load.traffic import workload_of
 from workbench.topology import Topology
 from workbench.whatif.prediction import SATURATED, Case, Prediction, case_of, predict_case
 from workbench.whatif.profile import Profile

@@ -25,7 +25,7 @@ from workbench.experiment.result.result_file import to_plain
 from workbench.metrics.counters import TokenSources, TransferCounters
 from workbench.metrics.passes import PassCounters
 from workbench.metrics.statistics import Estimate, Ratio
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 from workbench.records import LinkRate
 
 GIVEN: dict[str, Any] = {"engine": "simulated", "topology": "1p1d", "connector": "nixl"}

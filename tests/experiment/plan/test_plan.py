@@ -7,7 +7,8 @@ import pytest
 
 from workbench.errors import PlanError
 from workbench.experiment.plan import arms
-from workbench.params.notebooks import PdSweep, PrefixCache, check_params
+from workbench.params.notebooks import PrefixCache, check_params
+from workbench.params.pd_sweep import PdSweep
 from workbench.params.run_id import run_id
 
 ATTACH = {"engine": "attach", "base_url": "http://127.0.0.1:1"}

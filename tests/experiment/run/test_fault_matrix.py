@@ -26,7 +26,7 @@ from workbench.experiment.run.run_log import Log
 from workbench.hardware.machine import repository_root
 from workbench.metrics.gates.gate_effects import spoil
 from workbench.metrics.gates.gate_table import KINDS
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 from workbench.report.figures import requests_over_time, token_sources
 from workbench.report.outcome import outcome_of
 from workbench.serve import deployed

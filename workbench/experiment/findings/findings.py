@@ -55,8 +55,8 @@ from workbench.experiment.findings.size_findings import (
 )
 from workbench.experiment.findings.target_findings import target_rows
 from workbench.experiment.load_unit import USERS
+from workbench.experiment.plan.offered_load.search import Answer
 from workbench.experiment.plan.plan import ExperimentPlan
-from workbench.experiment.plan.search import Answer
 from workbench.experiment.result.facts import (
     ClockRow,
     Comparison,

@@ -16,7 +16,7 @@ from workbench.experiment.result.facts import Comparison, LinkRow, SummaryRow
 from workbench.experiment.result.result_file import read_facts
 from workbench.metrics.passes import PassCounters
 from workbench.metrics.statistics import Estimate, Ratio, quantile, three_digits
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 from workbench.records import LinkRate
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from workbench.experiment.findings.sentences import count, marked, percent
 from workbench.experiment.load_unit import RATE
-from workbench.experiment.plan.loads import Loads
-from workbench.experiment.plan.search import Answer, Limits
+from workbench.experiment.plan.offered_load.loads import Loads
+from workbench.experiment.plan.offered_load.search import Answer, Limits
 from workbench.experiment.result.facts import Card, LoadRow
 from workbench.metrics.gates.gate_effects import Failed
 from workbench.metrics.statistics import quantile

@@ -22,7 +22,7 @@ from workbench.hardware.kv import host_memory_blocks
 from workbench.metrics.gates.gate_effects import Failed
 from workbench.metrics.passes import PassCounters
 from workbench.metrics.statistics import three_digits
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 
 if TYPE_CHECKING:
     import pandas as pd

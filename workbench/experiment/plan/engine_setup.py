@@ -21,9 +21,9 @@ from workbench.params.notebooks import (
     EngineParams,
     EnvironmentCheck,
     LMCacheHitAnalysis,
-    PdSweep,
     PrefixCache,
 )
+from workbench.params.pd_sweep import PdSweep
 from workbench.params.shared import ROLE_ARGS
 from workbench.serve import simulated
 from workbench.serve.checks.argument_check import abilities, check_arguments

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from workbench.errors import PlanError
 from workbench.experiment.load_unit import RATE, USERS, LoadUnit
 from workbench.experiment.plan.duration import Duration, measured_before
-from workbench.experiment.plan.loads import Loads
+from workbench.experiment.plan.offered_load.loads import Loads
+from workbench.experiment.plan.offered_load.traffic import WorkloadSpec, arrivals_of
 from workbench.experiment.plan.speed import TYPICAL, Speed
-from workbench.experiment.plan.traffic import WorkloadSpec, arrivals_of
 from workbench.hardware import machine
 from workbench.load.http.request import USUAL_FORM, RequestForm
 from workbench.load.workload.arrivals import Arrivals, closed

@@ -19,14 +19,14 @@ from workbench.experiment.findings.load_findings import kept_up, median_per_s, s
 from workbench.experiment.findings.sentences import count, percent
 from workbench.experiment.load_unit import RATE, USERS, LoadUnit, load_text
 from workbench.experiment.plan.compared import rivals
-from workbench.experiment.plan.loads import latency_limits
+from workbench.experiment.plan.offered_load.loads import latency_limits
+from workbench.experiment.plan.offered_load.search import Answer, Limits, Point
 from workbench.experiment.plan.plan import ExperimentPlan
-from workbench.experiment.plan.search import Answer, Limits, Point
 from workbench.experiment.result.facts import ArmFacts, DecisionRow, LoadRow, PointRow
 from workbench.metrics.gates.gate import Gate
 from workbench.metrics.gates.gate_effects import Failed, Spoil, failed_gates, spoil, told
 from workbench.metrics.gates.gate_table import gate_row
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 
 if TYPE_CHECKING:
     import pandas as pd

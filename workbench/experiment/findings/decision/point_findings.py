@@ -12,7 +12,7 @@ from workbench.experiment.plan.plan import Arm, ExperimentPlan
 from workbench.experiment.result.facts import EnergyRow, PointRow
 from workbench.metrics.latency import succeeded, system_tps
 from workbench.metrics.statistics import Estimate, mean_of_rounds, quantile
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 from workbench.params.price import Price
 
 if TYPE_CHECKING:

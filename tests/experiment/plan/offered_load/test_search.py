@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from workbench.experiment.load_unit import USERS
-from workbench.experiment.plan.search import Limits, Point, Search
+from workbench.experiment.plan.offered_load.search import Limits, Point, Search
 
 SEARCH = Search(limits=Limits(ttft_s=0.5, share=0.9), first=1.0, bottom=0.01, top=100.0)
 

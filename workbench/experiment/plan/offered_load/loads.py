@@ -13,9 +13,9 @@ import numpy as np
 
 from workbench.errors import ParameterError, must_be
 from workbench.experiment.load_unit import RATE, USERS, LoadUnit
-from workbench.experiment.plan.search import Limits, Point, Search
+from workbench.experiment.plan.offered_load.search import Limits, Point, Search
 from workbench.load.workload.workload import Workload
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 
 if TYPE_CHECKING:
     import pandas as pd
