@@ -19,7 +19,8 @@ from workbench.errors import WorkbenchError
 from workbench.experiment.findings.sentences import marked
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.plan.engine_setup import image_of
-from workbench.experiment.result.facts import Card, EngineFacts, RunFacts, RunOutcome
+from workbench.experiment.result.facts import EngineFacts, RunFacts, RunOutcome
+from workbench.experiment.result.finding_rows import Card
 from workbench.experiment.result.result import Result
 from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run.run import run

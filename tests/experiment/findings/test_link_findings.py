@@ -20,7 +20,8 @@ from workbench.experiment.findings.link_findings import (
 )
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.plan.plan import ExperimentPlan
-from workbench.experiment.result.facts import Comparison, LinkRow, RunFacts, SummaryRow
+from workbench.experiment.result.facts import RunFacts
+from workbench.experiment.result.finding_rows import Comparison, LinkRow, SummaryRow
 from workbench.experiment.result.result_file import to_plain
 from workbench.metrics.counters import TokenSources, TransferCounters
 from workbench.metrics.passes import PassCounters

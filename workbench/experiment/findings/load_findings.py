@@ -11,7 +11,7 @@ from workbench.experiment.findings.sentences import count, marked, percent
 from workbench.experiment.load_unit import RATE
 from workbench.experiment.plan.offered_load.loads import Loads
 from workbench.experiment.plan.offered_load.search import Answer, Limits
-from workbench.experiment.result.facts import Card, LoadRow
+from workbench.experiment.result.finding_rows import Card, LoadRow
 from workbench.metrics.gates.gate_effects import Failed
 from workbench.metrics.statistics import quantile
 

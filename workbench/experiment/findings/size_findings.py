@@ -17,7 +17,7 @@ from workbench.experiment.findings.sentences import (
 )
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.plan.working_sets import AGAIN, size_name
-from workbench.experiment.result.facts import Card, Comparison, SizeRow
+from workbench.experiment.result.finding_rows import Card, Comparison, SizeRow
 from workbench.hardware.kv import host_memory_blocks
 from workbench.metrics.gates.gate_effects import Failed
 from workbench.metrics.passes import PassCounters

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, Self
 from workbench.errors import ResultError, nearest
 from workbench.experiment.result import point_tables
 from workbench.experiment.result import result_tables as tables
-from workbench.experiment.result.facts import ClockRow, LoadRow, RunFacts, TokenRow
+from workbench.experiment.result.facts import RunFacts
+from workbench.experiment.result.finding_rows import ClockRow, LoadRow, TokenRow
+from workbench.experiment.result.ledger_tables import (
+    by_request,
+    ledger_table,
+    store_table,
+    tier_table,
+)
 from workbench.experiment.result.predicted import (
     FitRow,
     PredictedRow,
@@ -223,7 +230,7 @@ class Result:
 
         path = self.folder / "counters.parquet"
         counters = read_frame(path) if path.exists() else pd.DataFrame()
-        return self._showing(tables.store_table(self.run.arms, counters), "counts")
+        return self._showing(store_table(self.run.arms, counters), "counts")
 
     @property
     def token_sources(self) -> pd.DataFrame:
@@ -238,17 +245,17 @@ class Result:
     @property
     def store_tiers(self) -> pd.DataFrame:
         """Chunks that each tier below the store's memory was sent, and has; empty without tiers."""
-        return self._showing(tables.tier_table(self.run.store_tiers), "counts")
+        return self._showing(tier_table(self.run.store_tiers), "counts")
 
     @property
     def request_ledger(self) -> pd.DataFrame:
         """The ledger of each response: expected and cached prompt tokens, and their difference."""
-        return tables.by_request(self.requests)
+        return by_request(self.requests)
 
     @property
     def ledger(self) -> pd.DataFrame:
         """Every account of the token ledger over all rounds, see metrics.ledger.ledger."""
-        return tables.ledger_table(self.run.ledger)
+        return ledger_table(self.run.ledger)
 
     @property
     def doubts(self) -> list[str]:

@@ -22,7 +22,8 @@ from workbench.experiment.plan.compared import rivals
 from workbench.experiment.plan.offered_load.loads import latency_limits
 from workbench.experiment.plan.offered_load.search import Answer, Limits, Point
 from workbench.experiment.plan.plan import ExperimentPlan
-from workbench.experiment.result.facts import ArmFacts, DecisionRow, LoadRow, PointRow
+from workbench.experiment.result.facts import ArmFacts
+from workbench.experiment.result.finding_rows import DecisionRow, LoadRow, PointRow
 from workbench.metrics.gates.gate import Gate
 from workbench.metrics.gates.gate_effects import Failed, Spoil, failed_gates, spoil, told
 from workbench.metrics.gates.gate_table import gate_row

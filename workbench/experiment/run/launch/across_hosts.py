@@ -9,7 +9,7 @@ from dataclasses import asdict
 import httpx
 
 from workbench.errors import DeploymentError
-from workbench.experiment.result.facts import ClockRow
+from workbench.experiment.result.finding_rows import ClockRow
 from workbench.experiment.run.run_log import Log
 from workbench.metrics.waterfall.clocks import host_clocks
 from workbench.records import ClockReading

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from math import nan
 
 from workbench.experiment.plan.plan import Arm
-from workbench.experiment.result.facts import EnergyRow
+from workbench.experiment.result.finding_rows import EnergyRow
 from workbench.hardware.power import Meters, Used, find_meters, watched
 from workbench.serve.deployed import Deployment
 
