@@ -673,7 +673,7 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
      "'closed'", "-p arrivals poisson"),
     (lambda: moved(topology="1p2d,2a"), "topology must be one topology", "'1p2d,2a'",
      "-p topology 1p2d"),
-    (lambda: moved(arrivals="closed"), "arrivals must be auto, poisson, constant or gamma, since",
+    (lambda: moved(arrivals="closed"), "arrivals must be auto, poisson, constant or gamma because",
      "'closed'", "-p arrivals poisson"),
     (lambda: moved(link=0), "link must be above 0", "0", "link=1"),
     (lambda: profile_file({"schema": 9}), "/", "must be a profile of schema 1, got 9",

@@ -109,7 +109,7 @@ def known_run(topology: str = "1p1d", *, folder: Path = Path("none")) -> Result:
             overheads_s=np.tile([FRONT_S, 0.0, 0.0, 0.0], (len(prompts), 1)),
         )
         made, sent = _as_rows(simulate(Topology.parse(topology), load, COSTS), topology, name)
-        requests.append(made)
+        requests.append(made.assign(concurrency=concurrency))
         legs.append(sent)
     frames = {"requests": latencies(pd.concat(requests)), "legs": pd.concat(legs)}
     arm = ArmFacts(

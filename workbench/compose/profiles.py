@@ -123,6 +123,9 @@ def compose_params(given: Mapping[str, Any]) -> PdSweep:
     if params.connector == ALL_CONNECTORS:
         allowed = "one connector, because a compose file has one deployment"
         raise ParameterError(must_be("connector", allowed, params.connector, "lmcache"))
+    if params.predict:
+        raise ParameterError(must_be("predict", "False, because a file starts servers and predicts"
+                                     " nothing", True, False))  # fmt: skip
     if len(params.topologies) > 1:
         allowed = "one topology, because a compose file has one deployment"
         raise ParameterError(must_be("topology", allowed, params.topology, "1p4d"))

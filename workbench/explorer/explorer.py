@@ -235,7 +235,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
             return _between(across, *x) & _between(values, *y)
         inside = np.zeros(len(values), bool)
         for series in range(len(side.names)):
-            rows = np.flatnonzero(side.chosen & (side.series == series))
+            rows = np.flatnonzero(side.picked & (side.series == series))  # those of the curve
             percent = 100 * (np.argsort(np.argsort(values[rows])) + 1) / max(1, len(rows))
             inside[rows] = _between(values[rows], *x) & _between(percent, *y)
         return inside

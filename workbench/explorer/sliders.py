@@ -19,7 +19,7 @@ from workbench.report.templating import labelled
 from workbench.topology import ALL_TOPOLOGIES
 from workbench.whatif.prediction import SATURATED, Prediction
 from workbench.whatif.profile import Profile
-from workbench.whatif.rate_curve import Quick, quick
+from workbench.whatif.rate_curve import INTERVAL, Quick, quick
 
 AFTER_S = 0.15
 """A prediction begins when nothing has moved for so long: held arrow keys send many values."""
@@ -104,7 +104,7 @@ class Sliders(widgets.VBox):  # type: ignore[misc]
         byte_s = self.profile.costs().byte_s
         help_of = {
             "topology": "such as 1p4d (prefill, decode) or 5a (aggregated)",
-            "rate_per_s": "Poisson arrivals",
+            "rate_per_s": f"arrivals: {self._values.get('arrivals', 'auto')}",
             "prompt_tokens": f"profiled: {low:,.0f} to {high:,.0f}",
             "output_tokens": "per request",
             "shared_share": "of each prompt, the same prefix for all",
@@ -171,7 +171,7 @@ def _tables(found: Quick) -> str:
     free = [part for part, most in closed.highest_per_s.items() if most == inf]
     told = f"<p>No limit seen in the profile: {', '.join(free)}.</p>" if free else ""
     return (
-        f"<table><caption>Prediction [83 % interval]</caption><tr><th></th>{heads}</tr>"
+        f"<table><caption>Prediction [{INTERVAL:.0%} interval]</caption><tr><th></th>{heads}</tr>"
         f"{''.join(lines)}</table>{''.join(refused)}"
         f"<table><caption>Utilisation of {found.prediction.topology}</caption>{''.join(bars)}"
         f"</table>{told}"

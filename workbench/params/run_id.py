@@ -22,7 +22,7 @@ def run_id(params: EngineParams) -> str:
     if not models:
         values.pop("models", None)  # so that a run of one model keeps its name
     # and one without any of these
-    for name in ("targets", "cores_per_instance", "predict", "measure"):
+    for name in ("targets", "cores_per_instance", "predict", "measure", "concurrencies"):
         if not values.get(name):
             values.pop(name, None)
     if isinstance(params, PdSweep) and params.engine != "attach":

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from workbench.errors import ParameterError, PlanError, must_be, needs, unused
 from workbench.experiment.plan.engine_setup import engine_of
+from workbench.experiment.plan.offered_load.loads import latency_limits
 from workbench.experiment.plan.offered_load.search import Limits, Point, Search
 from workbench.experiment.plan.offered_load.traffic import workload_of
 from workbench.params.pd_sweep import PdSweep
@@ -23,7 +24,7 @@ from workbench.whatif.prediction import (
     Case,
     Prediction,
     case_of,
-    limits_of,
+    check_steady,
     predict_case,
 )
 from workbench.whatif.profile import Profile
@@ -45,7 +46,6 @@ _STEPS = "engine steps"
 """What limits an aggregated instance: its steps have prompts and tokens of answers."""
 _RANGE = "profiled range"
 _OF_A_FILE = ("trace", "prompts")
-_ARRIVALS = ("auto", "poisson", "constant", "gamma")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +133,7 @@ class Splits:
         )
         frame.attrs |= {
             "unit": self.unit, "gpus": self.gpus, "simulated": self.profile.simulated,
-            "currency": price.currency if price else "", "limits": str(limits_of(self.params)),
+            "currency": price.currency if price else "", "limits": str(latency_limits(self.params)),
         }  # fmt: skip
         return frame
 
@@ -151,9 +151,7 @@ def highest_rates(profile: Profile, given: Mapping[str, Any], gpus: int) -> Spli
             raise ParameterError(
                 unused(name, given[name], "--splits", f"workbench predict -p {name} {given[name]}")
             )
-    if (arrivals := given.get("arrivals", "auto")) not in _ARRIVALS:
-        allowed = "auto, poisson, constant or gamma with --splits"
-        raise ParameterError(must_be("arrivals", allowed, arrivals, "poisson"))
+    check_steady(given.get("arrivals", "auto"), "with --splits")
     params = profile.params({**given, "rate_per_s": 1.0})
     if not (params.ttft_limit_ms or params.tpot_limit_ms):
         limit = "ttft_limit_ms or tpot_limit_ms"
@@ -189,7 +187,7 @@ def topologies_of(gpus: int, per_instance: TensorParallel) -> Iterator[Topology]
 
 def _served(case: Case) -> Served:
     """The highest rate of one topology, with its interval and what limits it."""
-    limits = limits_of(case.params)
+    limits = latency_limits(case.params)
     bound_per_s = case.closed_form().bound_per_s
     top_per_s = _floored(SATURATED * bound_per_s)
     seen: dict[float, Prediction] = {}
@@ -221,7 +219,9 @@ def _served(case: Case) -> Served:
     if isnan(above):
         open_end = f"near saturation above {met:.3g} req/s; full at {bound_per_s:.3g}"
     elif seen[above].refused:
-        open_end, by = seen[above].refused, _RANGE
+        simulated = seen[above].simulated
+        full = simulated is not None and simulated.stuck  # requests that never got KV space
+        open_end, by = seen[above].refused, "decode KV" if full else _RANGE
     else:
         by = _limited_by(seen[above], limits, case.profile.costs())
     outside = min((rate for rate, one in seen.items() if one.refused), default=inf)

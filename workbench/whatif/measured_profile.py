@@ -15,7 +15,7 @@ from workbench.errors import ResultError
 from workbench.experiment.result.facts import ArmFacts
 from workbench.experiment.result.result import Result
 from workbench.metrics.gates.gate_effects import spoil
-from workbench.metrics.latency import succeeded
+from workbench.metrics.latency import own_concurrency, succeeded
 from workbench.params.engine_args import value_of
 from workbench.serve.connectors import connector
 from workbench.topology import Topology
@@ -113,10 +113,9 @@ def _aggregated_errors(profile: Profile, result: Result) -> dict[str, tuple[floa
     one = Topology(aggregated=1)
     cold = rows[rows["topology"].eq(str(one)) & rows["pass"].str.startswith("cold")]
     for name, group in cold[succeeded(cold)].groupby("pass", sort=False):
+        if not (in_flight := own_concurrency(group)):
+            continue  # a run of before passes had a number of their own
         sent = group.sort_values("sent_s")
-        begins = sent["sent_s"].to_numpy(float)
-        ends = begins + sent["e2e_s"].to_numpy(float) - 1e-6  # the next one begins when one ends
-        flying = (begins[None, :] <= begins[:, None]) & (ends[None, :] > begins[:, None])
         prompts = sent["prompt_tokens"].to_numpy(np.int64)
         load = Load(
             prompt_tokens=prompts,
@@ -124,7 +123,7 @@ def _aggregated_errors(profile: Profile, result: Result) -> dict[str, tuple[floa
             moved_tokens=prompts,
             output_tokens=sent["output_tokens"].to_numpy(np.int64),
             offsets_s=None,
-            concurrency=int(flying.sum(axis=1).max()),
+            concurrency=in_flight,
             overheads_s=profile.overheads_of(prompts, seed=0),
         )
         got = simulate(one, load, profile.costs()).requests

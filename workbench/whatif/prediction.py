@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from workbench.errors import PlanError, must_be
+from workbench.errors import ParameterError, PlanError, must_be
 from workbench.experiment.plan.engine_setup import engine_of
+from workbench.experiment.plan.offered_load.loads import latency_limits
 from workbench.experiment.plan.offered_load.search import Limits
 from workbench.experiment.plan.offered_load.traffic import arrivals_of, workload_of
 from workbench.load.workload.workload import Workload
@@ -33,6 +34,8 @@ OUTSIDE = 0.01
 UNKNOWN = 0.15
 """Fraction of TTFT that transfers beyond the profiled overlap may add: the target of an error."""
 METRICS = ("ttft_s", "tpot_s", "e2e_s", "system_tps", "goodput")
+STEADY = ("auto", "poisson", "constant", "gamma")
+"""Arrivals with one rate, for predictions that choose it themselves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +88,7 @@ class Case:
     def numbers(self, draw: int) -> dict[str, float]:
         """The metrics of a draw: with its seed and its resample of the profile."""
         found = simulate(self.topology, self.load(draw), self.profile.costs(draw))
-        return _numbers(found, limits_of(self.params))
+        return _numbers(found, latency_limits(self.params))
 
     def closed_form(self, *, compared: bool = False) -> ClosedForm:
         """The highest rates; with the simulation of a long queue beside theory if `compared`."""
@@ -133,7 +136,7 @@ def predict_case(case: Case, *, draws: int, compared: bool = True) -> Prediction
         closed = replace(closed, rate_per_s=float(len(first.requests) / ended_s))
     if why := _saturated(closed) or _outside(profile, first, costs):
         return Prediction(topology=topology, closed=closed, refused=why, simulated=first)
-    found = [_numbers(first, limits_of(case.params))]
+    found = [_numbers(first, latency_limits(case.params))]
     found += [case.numbers(draw) for draw in range(1, draws + 1)]
     return Prediction(
         topology=topology,
@@ -143,18 +146,16 @@ def predict_case(case: Case, *, draws: int, compared: bool = True) -> Prediction
             for metric in METRICS
             if (values := [one[metric] for one in found])
         ),
-        doubts=tuple(_doubts(profile, case.workload, closed, first)),
+        doubts=tuple(_doubts(case, closed, first)),
         simulated=first,
     )
 
 
-def limits_of(params: PdSweep) -> Limits:
-    """The limits of TTFT and TPOT, and the share of requests that must meet them."""
-    return Limits(
-        ttft_s=params.ttft_limit_ms / 1000 or inf,
-        tpot_s=params.tpot_limit_ms / 1000 or inf,
-        share=params.limits_share,
-    )
+def check_steady(arrivals: str, where: str) -> None:
+    """Raises ParameterError for arrivals without one rate; `where` says why one is needed."""
+    if arrivals not in STEADY:
+        allowed = f"{', '.join(STEADY[:-1])} or {STEADY[-1]} {where}"
+        raise ParameterError(must_be("arrivals", allowed, arrivals, "poisson"))
 
 
 def check_turns(params: PdSweep, workload: Workload) -> None:
@@ -346,9 +347,8 @@ def _fit_doubts(profile: Profile, found: Simulated) -> list[str]:
     return doubts
 
 
-def _doubts(
-    profile: Profile, workload: Workload, closed: ClosedForm, found: Simulated
-) -> list[str]:
+def _doubts(case: Case, closed: ClosedForm, found: Simulated) -> list[str]:
+    profile, workload, topology = case.profile, case.workload, case.topology
     doubts = []
     if not isnan(closed.wait_s) and closed.differs:
         doubts.append(
@@ -364,8 +364,14 @@ def _doubts(
     ):
         doubts.append("Loads of shared prefixes from the KV store are assumed to take no time.")
     on_cpu = not profile.machine["gpus"] and not profile.simulated
-    if on_cpu and not profile.parameters.get("cores_per_instance"):
+    own, cores = profile.parameters.get("cores_per_instance", 0), profile.machine["cores"]
+    if on_cpu and (not own or topology.instances * own > cores):
         doubts.append(
             "On a CPU all instances share the cores, but the simulation gives each its own."
+        )
+    elif on_cpu and 2 * own >= cores:
+        doubts.append(
+            "Proxy, load generator and API servers have no cores of their own here. Latencies may"
+            " be several times as long."
         )
     return doubts

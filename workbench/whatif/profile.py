@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SCHEMA = 1
+LARGEST_OFF = 0.15
+"""Error of a prediction for the 1a of the same run above which a doubt says so."""
 FREE = frozenset(
     (
         *("topology", "workload", "prompt_tokens", "output_tokens", "requests", "shared_share"),
@@ -114,6 +116,12 @@ class Profile:
         found = [f"The profile's run is {self.rough}."] if self.rough else []
         if others := self.changed_versions:
             found.append(f"Measured with {'; '.join(others)}. Profile again.")
+        off = [error for both in self.aggregated.values() for error in both]
+        if (worst := max(off, key=abs, default=0.0)) and abs(worst) > LARGEST_OFF:
+            found.append(
+                f"For the 1a of its own run its predictions are off by up to {worst:+.0%}. Expect"
+                " no less elsewhere."
+            )
         return tuple(found)
 
     @property

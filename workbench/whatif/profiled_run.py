@@ -109,15 +109,16 @@ def _with_predictions(result: Result, profile: Profile | None, said: str) -> Res
     if profile is None:
         return _written(result, replace(result.run, profile=said))
     try:
-        checks = held_out(profile, result)
+        checks = held_out(profile, result, skip_refused=True)
     except WorkbenchError:  # nothing was held out, or every prediction is refused below
         checks = []
+    measured = {check.predicted.topology: check.predicted for check in checks}
     params = profile.params(result.run.parameters)
     predicted: list[PredictedRow] = []
     doubts: dict[str, list[str]] = {}
     for topology in params.topologies:
         try:
-            found = predict(profile, params, topology)
+            found = measured.get(topology) or predict(profile, params, topology)
         except PlanError as error:
             predicted.append(_row(str(topology), refused=f"not predicted: {error}"))
             continue
@@ -211,7 +212,7 @@ def _rows(found: Prediction, checks: Sequence[HeldOut]) -> list[PredictedRow]:
             value=one.value,
             low=one.low,
             high=one.high,
-            checked=one.metric in CHECKED and any(covers(row, found, one.metric) for row in checks),
+            checked=any(covers(row, found, one.metric) for row in checks),
             **known,
         )
         for one in found.numbers

@@ -15,7 +15,14 @@ from workbench.errors import ParameterError, check_positive, must_be
 from workbench.experiment.plan.engine_setup import engine_of
 from workbench.experiment.plan.offered_load.traffic import workload_of
 from workbench.topology import Topology
-from workbench.whatif.prediction import SATURATED, Case, Prediction, case_of, predict_case
+from workbench.whatif.prediction import (
+    SATURATED,
+    Case,
+    Prediction,
+    case_of,
+    check_steady,
+    predict_case,
+)
 from workbench.whatif.profile import Profile
 
 if TYPE_CHECKING:
@@ -23,7 +30,8 @@ if TYPE_CHECKING:
 
 REQUESTS, DRAWS, RATES = 150, 10, 5
 """Requests of a simulation, draws beside the first at the chosen rate, and other rates."""
-_ARRIVALS = ("auto", "poisson", "constant", "gamma")
+INTERVAL = DRAWS / (DRAWS + 2)
+"""What a range of so many draws is as a prediction interval: (n - 1) / (n + 1)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,10 +63,11 @@ class Quick:
     @property
     def notes(self) -> list[str]:
         """How it differs from a whole prediction, and its doubts."""
+        simulated = self.prediction.simulated
+        requests = len(simulated.requests) if simulated else REQUESTS
         found = [
-            f"Quick prediction, not checked here: {REQUESTS} requests, range of {DRAWS + 1} draws"
-            f" ({100 * DRAWS / (DRAWS + 2):.0f} % prediction interval). workbench predict uses"
-            " more."
+            f"Quick prediction, not checked here: {requests} requests, range of {DRAWS + 1} draws"
+            f" ({INTERVAL:.0%} prediction interval). workbench predict uses more draws."
         ]
         if self.link != 1:
             found.append(
@@ -89,9 +98,9 @@ def quick(profile: Profile, given: Mapping[str, Any], *, link: float = 1.0) -> Q
     """
     check_positive(link=link)
     sized = {"requests": REQUESTS, **given}
-    if (arrivals := sized.get("arrivals", "auto")) not in _ARRIVALS:
-        allowed = "auto, poisson, constant or gamma, since a slider moves the rate"
-        raise ParameterError(must_be("arrivals", allowed, arrivals, "poisson"))
+    check_steady(str(sized.get("arrivals", "auto")), "because a slider moves the rate")
+    if not sized.get("topology"):
+        raise ParameterError(must_be("topology", "one topology", "", "1p2d"))
     params = profile.params(sized)
     if len(params.topologies) != 1:
         raise ParameterError(must_be("topology", "one topology", params.topology, "1p2d"))

@@ -17,6 +17,7 @@ from workbench.metrics.latency import (
     MANY_TOKENS,
     buffered,
     gathered,
+    own_concurrency,
     succeeded,
 )
 from workbench.metrics.passes import PassCounters
@@ -203,8 +204,7 @@ def steady(
     rows = requests[succeeded(requests)].sort_values("scheduled_s")
     problems, unknown, judged = [], list[str](), 0
     for (arm, _, name), sent in rows.groupby(["arm", "round", "pass"], sort=False):
-        own = int(sent["concurrency"].iloc[0]) if "concurrency" in sent else 0
-        at_once = own or concurrency
+        at_once = own_concurrency(sent) or concurrency
         one = sent.iloc[at_once if at_once > 1 else 0 :]
         # Requests that differ in length are no drift: their order is the workload's.
         alike = one[["prompt_tokens", "ideal_reuse_tokens"]].nunique().max() == 1

@@ -225,13 +225,13 @@ def _run_pairs(sides: Sequence[_Side]) -> Iterable[RunPair]:
         if not (first.run and first.launches and side.run and side.launches):
             continue
         found = differences(first.run, side.run)
-        _, (ours, theirs) = pairs_of(side.launches, first.launches)
+        _, (ours, theirs) = pairs_of(side.launches, first.launches, any_topology=True)
         yield RunPair(
             label=side.label,
             baseline=first.label,
             settings=first_line(found),
             differences=found,
-            rows=tuple(compared(side.launches, first.launches)),
+            rows=tuple(compared(side.launches, first.launches, any_topology=True)),
             alone=(
                 *(f"{first.label}: {', '.join(kind)}" for kind in theirs),
                 *(f"{side.label}: {', '.join(kind)}" for kind in ours),

@@ -76,7 +76,12 @@ def test_an_edge_that_is_not_resolved_has_its_reason(points, met_per_s, missed_p
 
 
 USERS_SEARCH = Search(
-    limits=Limits(ttft_s=0.5, share=0.9), first=1.0, bottom=1.0, top=50.0, unit=USERS
+    limits=Limits(ttft_s=0.5, share=0.9),
+    first=1.0,
+    bottom=1.0,
+    top=50.0,
+    unit=USERS,
+    at_top="too many requests are sent at once; use more requests",
 )
 
 

@@ -120,16 +120,28 @@ def loads_of(params: PdSweep, workload: Workload) -> Loads | None:
         )
         return Loads(limits=limits, search=search)
     if params.search:
-        top = min(_conversations(workload), users_by_limits(limits, requests))
+        conversations, by_limits = _conversations(workload), users_by_limits(limits, requests)
+        if conversations == 1:
+            allowed = "one with several conversations for a search over users"
+            raise ParameterError(must_be("workload", allowed, params.workload, "batch_processing"))
+        at_top = "too many requests are sent at once; use more requests"
+        if conversations < by_limits:
+            at_top = f"all {conversations} conversations have one in flight; use more of them"
         search = Search(
-            limits=limits, first=float(params.concurrency), bottom=1.0, top=float(top), unit=USERS
-        )
+            limits=limits, first=float(params.concurrency), bottom=1.0,
+            top=float(min(conversations, by_limits)), at_top=at_top, unit=USERS,
+        )  # fmt: skip
         return Loads(unit=USERS, limits=limits, search=search)
     return Loads(given=tuple(params.rates_per_s), limits=limits) if params.rates_per_s else None
 
 
 def users_by_limits(limits: Limits, requests: int) -> int:
-    """The most users whose first requests, sent at once, are no more than may miss the limits."""
+    """The most users whose first requests, sent at once, are no more than may miss the limits.
+
+    What is sent at once waits for its TTFT; without a limit of that only the requests are too few.
+    """
+    if limits.ttft_s == np.inf:
+        return max(1, requests - 1)
     return max(1, int(requests * (1 - limits.share) + 1e-9))
 
 
