@@ -78,17 +78,17 @@ class Case:
         return replace(self, params=replace(self.params, rate_per_s=rate_per_s))
 
     def load(self, draw: int = 0) -> Load:
-        """The requests of a draw: 0 has the seed of the parameters, others one of their own."""
+        """The requests of a draw. Draw 0 has the seed of the parameters; others have their own."""
         seed = self.params.seed + draw
         return _load(self.profile, self.params, self.workload, self.hits, seed)
 
     def numbers(self, draw: int) -> dict[str, float]:
-        """The metrics of a draw: with its seed and its resample of the profile."""
+        """The metrics of a draw, with its own seed and resample of the profile."""
         found = simulate(self.topology, self.load(draw), self.profile.costs(draw))
         return _numbers(found, limits_of(self.params))
 
     def closed_form(self, *, compared: bool = False) -> ClosedForm:
-        """The highest rates; with the simulation of a long queue beside theory if `compared`."""
+        """The highest rates; if `compared`, also queueing theory against a long simulation."""
         poisson = compared and self.params.arrival_kind == "poisson"
         load, costs = self.load(), self.profile.costs()
         rate = _rate(self.params, load)
@@ -98,7 +98,7 @@ class Case:
 def case_of(
     profile: Profile, params: PdSweep, topology: Topology, *, workload: Workload | None = None
 ) -> Case:
-    """The case of a load; `workload` is one that these parameters gave before.
+    """The case of a load. `workload` is that of these parameters, if it was built before.
 
     Raises PlanError where the workload does not fit the profile: lengths that were not measured,
     prompts beyond the KV space, limits that no request can meet.
@@ -117,10 +117,9 @@ def predict(profile: Profile, params: PdSweep, topology: Topology) -> Prediction
 
 
 def predict_case(case: Case, *, draws: int, compared: bool = True) -> Prediction:
-    """Predict a case, with intervals from so many draws beside the first one.
+    """Predict a case, with intervals from the first draw and `draws` more.
 
-    Without `compared` the simulation is not compared with the closed form, which takes longer than
-    a draw.
+    `compared` also compares the simulation with the closed form, which takes longer than a draw.
     """
     profile, topology = case.profile, case.topology
     costs = profile.costs()
@@ -149,7 +148,7 @@ def predict_case(case: Case, *, draws: int, compared: bool = True) -> Prediction
 
 
 def limits_of(params: PdSweep) -> Limits:
-    """The limits of TTFT and TPOT, and the share of requests that must meet them."""
+    """The limits of TTFT and TPOT, and the fraction of requests that must meet them."""
     return Limits(
         ttft_s=params.ttft_limit_ms / 1000 or inf,
         tpot_s=params.tpot_limit_ms / 1000 or inf,
