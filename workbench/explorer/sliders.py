@@ -109,7 +109,7 @@ class Sliders(widgets.VBox):  # type: ignore[misc]
             "output_tokens": "per request",
             "shared_share": "fraction of each prompt that is a shared prefix",
             "link": f"profiled: {number(1e-9 / byte_s)} GB/s" if byte_s
-            else "in this profile, transfer time does not depend on size",
+            else "profiled transfer time does not grow with the size",
         }  # fmt: skip
         row = widgets.HBox([one, widgets.HTML(f"<span class='wb-help'>{help_of[name]}</span>")])
         row.add_class("wb-field")

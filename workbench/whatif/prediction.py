@@ -328,18 +328,17 @@ def _fit_doubts(profile: Profile, found: Simulated) -> list[str]:
     doubts = []
     costs = profile.costs()
     if not costs.token_s and not costs.pair_s:
-        doubts.append("In this profile prefill takes as long for any prompt. Do not rely on TTFT.")
+        doubts.append("Profiled prefill time does not grow with the prompt. Do not rely on TTFT.")
     if not costs.sequence_s and not costs.kv_token_s:
-        doubts.append("In this profile a decode step takes as long for any batch: do not rely on"
-                      " TPOT.")  # fmt: skip
+        doubts.append("Profiled decode step time does not grow with the batch. Do not rely on TPOT.")
     moves = sum(found.beside.values())
     if moves and not costs.byte_s:
-        doubts.append("In this profile a transfer takes as long for any size. TTFT may be off.")
+        doubts.append("Profiled transfer time does not grow with the size. TTFT may be wrong.")
     most_others = profile.transfer.ranges["others"][1]
     share = sum(_beyond(found, most_others).values()) / moves if moves else 0.0
     if share > OUTSIDE:
         doubts.append(
-            f"{share:.0%} of transfers run beside more others than profiled ({most_others:.0f}):"
+            f"{share:.0%} of transfers overlap with more others than profiled ({most_others:.0f})."
             " TTFT may be too low."
         )
     return doubts
