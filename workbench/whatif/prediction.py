@@ -330,7 +330,9 @@ def _fit_doubts(profile: Profile, found: Simulated) -> list[str]:
     if not costs.token_s and not costs.pair_s:
         doubts.append("Profiled prefill time does not grow with the prompt. Do not rely on TTFT.")
     if not costs.sequence_s and not costs.kv_token_s:
-        doubts.append("Profiled decode step time does not grow with the batch. Do not rely on TPOT.")
+        doubts.append(
+            "Profiled decode step time does not grow with the batch. Do not rely on TPOT."
+        )
     moves = sum(found.beside.values())
     if moves and not costs.byte_s:
         doubts.append("Profiled transfer time does not grow with the size. TTFT may be wrong.")
