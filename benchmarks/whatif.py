@@ -1,4 +1,4 @@
-"""What-if predictions beside measured topologies, as rows of the tables in docs/whatif.md.
+"""Predicted against measured topologies, as rows of the tables in docs/whatif.md.
 
     python benchmarks/whatif.py profile outputs             # runs 1p1d; prints its profile.json
     python benchmarks/whatif.py check profile.json outputs  # runs the others, prints the table

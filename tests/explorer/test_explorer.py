@@ -80,7 +80,7 @@ def test_the_list_and_the_search_open_requests_by_keyboard(explorer):
     assert "request 2 (" in explorer.page.value
     explorer.find.value = "no such request"
     assert explorer.found.options == ()
-    assert "None of these requests has this id: no such request" in explorer.page.value
+    assert "No match among these requests: no such request" in explorer.page.value
 
 
 def test_a_brush_selects_all_rows_in_its_box_and_can_be_cleared(explorer, recorded):

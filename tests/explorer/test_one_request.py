@@ -20,7 +20,7 @@ def test_a_page_has_the_waterfall_the_sources_and_the_stamps(recorded, key):
     cached, computed = (int(n.replace(",", "")) for n in re.findall(r">([\d,]+) tokens<", page))
     assert (cached, cached + computed) == (row["cached_tokens"], row["prompt_tokens"])
     assert f"+{1000 * row['ttft_s']:,.2f} ms</td><td>first token at the client" in page
-    assert "32 chunks" in page and "Simulated servers write none" in page
+    assert "32 chunks" in page and "Simulated servers write no log" in page
 
 
 def test_lines_of_the_launch_that_name_the_request_are_shown(recorded, key, tmp_path):

@@ -127,13 +127,13 @@ def test_transfers_beside_more_others_than_profiled(transfer_s, said):
     if said == "refused":
         assert found.refused.startswith("not predicted: transfers beside up to ")
     else:
-        assert any("of transfers run beside more others than" in one for one in found.doubts)
+        assert any("of transfers overlap with more others than" in one for one in found.doubts)
 
 
 def test_a_time_that_does_not_grow_is_doubted():
     flat = replace(PROFILE.prefill, coefficients=(0.1, 0.0, 0.0))
     found = predicted({"topology": "4p4d", "rate_per_s": 0.5}, replace(PROFILE, prefill=flat))
-    assert "prefill takes as long for any prompt" in found.doubts[0]
+    assert "prefill time does not grow with the prompt" in found.doubts[0]
 
 
 def test_a_tpot_limit_that_no_request_can_meet_is_refused():
@@ -184,10 +184,10 @@ def test_the_page_says_what_was_not_checked(tmp_path):
     path = PROFILE.write(tmp_path)
     page = prediction_page(path, LOAD | {"topology": "1p2d,1p1d", "rate_per_s": "9"})
     assert page.count("near saturation: not predicted") == 2
-    assert "errors at 1a" not in page
+    assert "errors on the profile's own 1a" not in page
     path = replace(PROFILE, aggregated={"cold, 4 in flight": (0.04, -0.1)}).write(tmp_path)
     page = prediction_page(path, LOAD | {"topology": "1p2d", "rate_per_s": "3"})
-    assert "errors at 1a of the same run, 4 in flight: TTFT +4%, TPOT -10%" in page
+    assert "errors on the profile's own 1a (not fitted), 4 in flight: TTFT +4%, TPOT -10%" in page
     assert page.count("not checked here") == 4 and "p99: not predicted" in page
     assert "Pollaczek-Khinchine" in page
     assert "differ from their fit, in the median: prefill 0%, decode step 0%, transfer 0%" in page

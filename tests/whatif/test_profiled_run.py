@@ -49,8 +49,8 @@ async def test_errors_of_held_out_topologies_come_first(measured, tmp_path):
     result = await predicted(tmp_path)
     assert measured == ["profile", "pd_sweep"]
     lines = "\n".join(result.prediction_lines())
-    assert lines.startswith("## Predictions\nFirst the errors")
-    assert result.run.profile.startswith("The profile is of 1p1d and 1a: run ")
+    assert lines.startswith("## Predictions\nThe first table has the prediction errors")
+    assert result.run.profile.startswith("Profile of 1p1d and 1a: run ")
     (held,) = result.held_out_table().to_dict("records")
     assert held["arm"] == "2p2d" and held["TTFT, ms"].startswith(("+", "-"))
     assert "predicted" in held["TPOT, ms"]
@@ -68,7 +68,7 @@ async def test_fits_and_predictions_are_tables_and_a_figure(measured, tmp_path):
     assert len(tables["fits"]) == 30  # a row for each measured time of the three parts
     assert set(tables["predictions"]["topology"]) == {"2p2d", "1p1d", "2p4d"}
     shown = result.fit_table().set_index("part")
-    assert shown.loc["prefill", "holds for"] == "1,000 to 8,000 tokens"
+    assert shown.loc["prefill", "valid for"] == "1,000 to 8,000 tokens"
     assert shown.loc["prefill", "fit"] == "10 ms x steps + 20 us x tokens + 1 ns x pairs of tokens"
 
 

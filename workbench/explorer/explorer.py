@@ -311,7 +311,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
             "color": side.series[at], "symbol": np.repeat(symbols, counts).tolist(),
         } | pictures.colours([self._looks[name]["color"] for name in side.names])  # fmt: skip
         texts = np.repeat(side.names, counts)
-        # Plotly selects nothing again, late, when a box is taken away: then nothing is dimmed.
+        # When a box is removed, Plotly reports an empty selection late: then no point is dimmed.
         dimmed = pictures.MARKER["opacity"] if side.brushed is None else 0.1
         of = {"time": (x, side.source.x_label), "share": (side.share, side.source.share_label)}
         for panel, (across, label) in of.items():
@@ -386,7 +386,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
             ]
         if wanted and not options:
             what = self.sides[0].source.what
-            self.page.value = f"<p>None of these {escape(what)} has this id: {escape(wanted)}</p>"
+            self.page.value = f"<p>No match among these {escape(what)}: {escape(wanted)}</p>"
         self._busy = True
         self.found.options = options
         self.found.value = None

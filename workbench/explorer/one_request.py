@@ -23,7 +23,7 @@ from workbench.report.figures.waterfall import AREAS, NAMES
 
 _MOST_LINES = 60
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-"""Colours of a terminal, which servers write into their logs too."""
+"""Terminal colour codes, which servers also write into their logs."""
 _STAMPS = {
     "scheduled_s": "scheduled by the client",
     "sent_s": "sent by the client",
@@ -207,7 +207,7 @@ def _stamps(row: pd.Series[Any], legs: pd.DataFrame) -> str:
 def _lines(paths: Sequence[Path], name: str) -> str:
     found = [(path.name, line) for path in paths for line in naming_lines(path, name)]
     if not found and not any(path.is_file() and path.stat().st_size for path in paths):
-        return "<p>No log here has a line. Simulated servers write none.</p>"
+        return "<p>The servers' logs are empty or missing. Simulated servers write no log.</p>"
     if not found:
         return (
             "<p>No log line has this request id. vLLM logs requests with"
@@ -229,7 +229,7 @@ def _bar(parts: Iterable[tuple[str, float, str]], unit: str) -> str:
     """Parts of a whole (name, value, colour) as one bar, and a table with their numbers."""
     known = [(escape(name), float(value), colour) for name, value, colour in parts if _known(value)]
     if not known:
-        return "<p>Unknown: nothing here was recorded.</p>"
+        return "<p>Not recorded.</p>"
     whole = sum(value for _, value, _ in known if value > 0)
     digits = 2 if unit == "ms" else 0
     bars = "".join(

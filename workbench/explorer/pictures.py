@@ -21,7 +21,7 @@ _SYMBOLS = {
     "o": 0, "s": 1, "D": 2, "^": 5, "v": 6, "<": 7, ">": 8, "p": 13, "h": 14, "P": 3, "X": 4,
     "*": 17,
 }  # fmt: skip
-"""Plotly's numbers of the report's markers: it checks 10,000 names for longer."""
+"""Plotly's numbers for the report's markers, since checking 10,000 names is slow."""
 MARKER = {"size": 6, "opacity": 0.65, "line": {"width": 0}}
 _LEGEND_ROW_PX, _LEGEND_COLUMNS = 20, 3
 _WIDE = 20
@@ -47,7 +47,7 @@ def colours(names: Sequence[str]) -> dict[str, Any]:
 
 
 def place_legend(figure: Any, entries: int, *, panels_px: int) -> None:
-    """Below the panels, where it has place in a narrow window too, and high enough for both."""
+    """Put the legend below the panels, where it fits in a narrow window, and set the height."""
     figure.layout.height = panels_px + _LEGEND_ROW_PX * -(-entries // _LEGEND_COLUMNS)
     figure.layout.legend = {
         "orientation": "h", "xref": "container", "x": 0, "yref": "container", "y": 0,

@@ -1,4 +1,4 @@
-"""Sliders over a profile: each move predicts again, within about a second."""
+"""Sliders for predictions from a profile; each move predicts again within about a second."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from workbench.whatif.profile import Profile
 from workbench.whatif.rate_curve import INTERVAL, Quick, quick
 
 AFTER_S = 0.15
-"""A prediction begins when nothing has moved for so long: held arrow keys send many values."""
+"""Wait after the last move before predicting, because a held arrow key sends many values."""
 _SHOWN = {
     "ttft_s": ("TTFT, median, ms", 1000), "tpot_s": ("TPOT, median, ms", 1000),
     "e2e_s": ("E2E, median, ms", 1000), "system_tps": ("throughput, tokens/s", 1),
     "goodput": ("requests within limits, %", 100),
 }  # fmt: skip
 _DECADES = 1.5
-"""The rate moves so far to both sides, in powers of ten."""
+"""Range of the rate slider to each side, in powers of ten."""
 _LINK = 4
-"""The bandwidth moves so far to both sides, in powers of two."""
+"""Range of the bandwidth slider to each side, in powers of two."""
 
 
 class Sliders(widgets.VBox):  # type: ignore[misc]
-    """A prediction that is made again when its load, its link or its topology changes."""
+    """A prediction that is updated when its load, link or topology changes."""
 
     def __init__(self, profile: Profile, values: Mapping[str, Any]) -> None:
         self.profile, self._values = profile, dict(values)
@@ -63,7 +63,7 @@ class Sliders(widgets.VBox):  # type: ignore[misc]
         self.predict()
 
     def _controls(self) -> Iterator[tuple[str, Any]]:
-        """The inputs; their ranges go beyond the profiled ones, where the answer is a refusal."""
+        """The inputs. Their ranges exceed the profiled ones, where nothing is predicted."""
         given = self._values
         longest = round(self.profile.prefill.ranges["tokens"][1])
         looks: dict[str, Any] = {
@@ -107,9 +107,9 @@ class Sliders(widgets.VBox):  # type: ignore[misc]
             "rate_per_s": f"arrivals: {self._values.get('arrivals', 'auto')}",
             "prompt_tokens": f"profiled: {low:,.0f} to {high:,.0f}",
             "output_tokens": "per request",
-            "shared_share": "of each prompt, the same prefix for all",
+            "shared_share": "fraction of each prompt that is a shared prefix",
             "link": f"profiled: {number(1e-9 / byte_s)} GB/s" if byte_s
-            else "in this profile a transfer takes as long for any size",
+            else "profiled transfer time does not grow with the size",
         }  # fmt: skip
         row = widgets.HBox([one, widgets.HTML(f"<span class='wb-help'>{help_of[name]}</span>")])
         row.add_class("wb-field")
@@ -151,7 +151,7 @@ class Sliders(widgets.VBox):  # type: ignore[misc]
 
 
 def _tables(found: Quick) -> str:
-    """Numbers of the topology and of equal aggregated instances, and how full each part is."""
+    """Numbers of the topology and its aggregated baseline, and the utilisation of each part."""
     both = [found.prediction, *([found.beside] if found.beside else [])]
     heads = "".join(f"<th class='wb-number'>{one.topology}</th>" for one in both)
     lines = [
@@ -169,7 +169,7 @@ def _tables(found: Quick) -> str:
         if (share := closed.rate_per_s / most) > 0 and most < inf
     ]
     free = [part for part, most in closed.highest_per_s.items() if most == inf]
-    told = f"<p>No limit seen in the profile: {', '.join(free)}.</p>" if free else ""
+    told = f"<p>The profile shows no limit for: {', '.join(free)}.</p>" if free else ""
     return (
         f"<table><caption>Prediction [{INTERVAL:.0%} interval]</caption><tr><th></th>{heads}</tr>"
         f"{''.join(lines)}</table>{''.join(refused)}"

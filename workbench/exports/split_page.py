@@ -1,4 +1,4 @@
-"""Predicted splits as lines of text, and as a page with its figure as SVG and PNG beside it."""
+"""Predicted splits as lines of text, and as a page with its figure in SVG and PNG files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from workbench.report.templating import fill, labelled
 from workbench.whatif.highest_rates import Splits, sentence, verdicts
 
 PAGE = "splits.html"
-_UNCHECKED = "Predicted, not measured: no number was checked here."
+_UNCHECKED = "Predicted, not measured. No held-out run has checked these numbers."
 
 
 def split_lines(found: Splits) -> Iterator[str]:
@@ -34,9 +34,9 @@ def split_lines(found: Splits) -> Iterator[str]:
 
 
 def write_split_page(found: Splits, file: Path, command: str) -> list[Path]:
-    """Write the page, and its figure as SVG and PNG beside it; returns the three paths.
+    """Write the page, and its figure as SVG and PNG into the same folder; returns the three paths.
 
-    `command` repeats the prediction. Raises ParameterError where they cannot be written.
+    `command` repeats the prediction. Raises ParameterError if a file cannot be written.
     """
     chart = draw_splits(found.frame(), sentence(found))
     page = fill(
@@ -76,7 +76,7 @@ def _heads(found: Splits) -> list[str]:
 
 
 def _rows(found: Splits) -> Iterator[list[str]]:
-    """A row of texts for each topology; without a rate, a hyphen and the reason."""
+    """The cells of each topology's row; without a rate, a hyphen and the reason."""
     frame = found.frame()
     for row in frame.to_dict("records"):
         costs = [_with_interval(row, "cost", "cost_low", "cost_high")]

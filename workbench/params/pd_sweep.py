@@ -49,10 +49,10 @@ class PdSweep(LoadParams):
         [], "rate sweep: arrival rates in requests/s, one cold pass each", example="1,2,4"
     )
     concurrencies: list[int] = param(
-        [], "user sweep: requests in flight, one cold pass each", example="1,2,4,8"
+        [], "user sweep: users (requests in flight), one cold pass each", example="1,2,4,8"
     )
     search: bool = param(
-        False, "find the highest rate (arrivals closed: users) within the latency limits"
+        False, "find the highest rate within the limits (with arrivals closed: most users)"
     )
     ttft_limit_ms: float = param(
         0.0, "TTFT SLO (goodput, decision), in ms (0: no limit)", low=0.0, high=1e9, example=500
@@ -74,7 +74,7 @@ class PdSweep(LoadParams):
     )
     measure: str = param(
         "",
-        "only with predict: which topologies to measure (1p1d and 1a check nothing)",
+        "only with predict: topologies to measure (1p1d and 1a cannot check predictions)",
         example="1p2d",
     )
     working_sets: list[float] = param(
@@ -128,7 +128,7 @@ class PdSweep(LoadParams):
     instances_per_gpu: int = param(1, "instances that share a GPU", low=1, high=16)
     cores_per_instance: int = param(
         0,
-        "only on a CPU: own cores of each instance (0: all are shared)",
+        "only on a CPU: cores reserved for each instance (0: all are shared)",
         low=0,
         high=1024,
         example=1,

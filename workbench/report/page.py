@@ -98,7 +98,7 @@ def read_executed(path: str | Path) -> Executed:
 
 
 def _profile_cells(result: Result) -> list[Any]:
-    """The main figure of a profile, whose run has no notebook; none for another run."""
+    """The main figure of a profiling run, which has no notebook; none for other runs."""
     chart = residuals(result.fits) if result.run.notebook == "profile" else None
     if chart is None:
         return []

@@ -16,7 +16,7 @@ from workbench.whatif.profile import Profile
 CHECKED = ("ttft_s", "tpot_s", "e2e_s", "system_tps")
 """The metrics that are compared; the limits of goodput may differ."""
 PROFILED = ("1p1d", "1a")
-"""Topologies that a profile is made of, so that they check nothing."""
+"""Topologies that are profiled, so they cannot check a prediction."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,7 @@ class HeldOut:
     rate_per_s: float
     """0 in a closed loop."""
     users: int
-    """Requests in flight in a sweep over users; 0 without one."""
+    """Requests in flight of a user sweep; 0 otherwise."""
     requests: int
     measured: dict[str, float]
     """Medians over all rounds by metric; of `system_tps` the mean of the rounds."""
@@ -48,9 +48,9 @@ def held_out(
 ) -> list[HeldOut]:
     """Predict each cold pass of each arm of a measured pd_sweep.
 
-    Not those with another KV store than the profile; those of 1p1d and 1a only `with_profiled`:
-    there the load is held out, not the topology. `skip_refused` leaves out passes that do not
-    fit the profile, if others do.
+    Arms with a KV store that the profile does not have are left out. So are 1p1d and 1a, which were
+    profiled; `with_profiled` keeps them, to hold out another load. `skip_refused` leaves out
+    passes that the profile does not fit, if it fits others.
 
     Raises ResultError for a run without such a pass, PlanError and ParameterError where the
     profile does not fit it.
@@ -113,14 +113,15 @@ def held_out(
         )
     if not found:
         raise ResultError(
-            f"{result.run.run_id} has no cold pass of a topology other than 1p1d and 1a to compare"
-            " with; measure one (example: workbench run pd_sweep -p topology 1p2d)"
+            f"{result.run.run_id} has no cold pass of a topology other than 1p1d and 1a, which were"
+            " profiled; measure another one (example: workbench run pd_sweep -p topology 1p2d -p"
+            " rate_per_s 2)"
         )
     return found
 
 
 def covers(row: HeldOut, found: Prediction, metric: str) -> bool:
-    """Whether a held-out pass checks this number: same topology, no lower load."""
+    """Whether a held-out pass checks this number: same topology, at least the same utilisation."""
     if metric not in CHECKED:
         return False
     same = row.predicted.topology == found.topology

@@ -81,17 +81,17 @@ class Case:
         return replace(self, params=replace(self.params, rate_per_s=rate_per_s))
 
     def load(self, draw: int = 0) -> Load:
-        """The requests of a draw: 0 has the seed of the parameters, others one of their own."""
+        """The requests of a draw. Draw 0 has the seed of the parameters; others have their own."""
         seed = self.params.seed + draw
         return _load(self.profile, self.params, self.workload, self.hits, seed)
 
     def numbers(self, draw: int) -> dict[str, float]:
-        """The metrics of a draw: with its seed and its resample of the profile."""
+        """The metrics of a draw, with its own seed and resample of the profile."""
         found = simulate(self.topology, self.load(draw), self.profile.costs(draw))
         return _numbers(found, latency_limits(self.params))
 
     def closed_form(self, *, compared: bool = False) -> ClosedForm:
-        """The highest rates; with the simulation of a long queue beside theory if `compared`."""
+        """The highest rates; if `compared`, also queueing theory against a long simulation."""
         poisson = compared and self.params.arrival_kind == "poisson"
         load, costs = self.load(), self.profile.costs()
         rate = _rate(self.params, load)
@@ -101,7 +101,7 @@ class Case:
 def case_of(
     profile: Profile, params: PdSweep, topology: Topology, *, workload: Workload | None = None
 ) -> Case:
-    """The case of a load; `workload` is one that these parameters gave before.
+    """The case of a load. `workload` is that of these parameters, if it was built before.
 
     Raises PlanError where the workload does not fit the profile: lengths that were not measured,
     prompts beyond the KV space, limits that no request can meet.
@@ -120,10 +120,9 @@ def predict(profile: Profile, params: PdSweep, topology: Topology) -> Prediction
 
 
 def predict_case(case: Case, *, draws: int, compared: bool = True) -> Prediction:
-    """Predict a case, with intervals from so many draws beside the first one.
+    """Predict a case, with intervals from the first draw and `draws` more.
 
-    Without `compared` the simulation is not compared with the closed form, which takes longer than
-    a draw.
+    `compared` also compares the simulation with the closed form, which takes longer than a draw.
     """
     profile, topology = case.profile, case.topology
     costs = profile.costs()
@@ -330,18 +329,19 @@ def _fit_doubts(profile: Profile, found: Simulated) -> list[str]:
     doubts = []
     costs = profile.costs()
     if not costs.token_s and not costs.pair_s:
-        doubts.append("In this profile prefill takes as long for any prompt. Do not rely on TTFT.")
+        doubts.append("Profiled prefill time does not grow with the prompt. Do not rely on TTFT.")
     if not costs.sequence_s and not costs.kv_token_s:
-        doubts.append("In this profile a decode step takes as long for any batch: do not rely on"
-                      " TPOT.")  # fmt: skip
+        doubts.append(
+            "Profiled decode step time does not grow with the batch. Do not rely on TPOT."
+        )
     moves = sum(found.beside.values())
     if moves and not costs.byte_s:
-        doubts.append("In this profile a transfer takes as long for any size. TTFT may be off.")
+        doubts.append("Profiled transfer time does not grow with the size. TTFT may be wrong.")
     most_others = profile.transfer.ranges["others"][1]
     share = sum(_beyond(found, most_others).values()) / moves if moves else 0.0
     if share > OUTSIDE:
         doubts.append(
-            f"{share:.0%} of transfers run beside more others than profiled ({most_others:.0f}):"
+            f"{share:.0%} of transfers overlap with more others than profiled ({most_others:.0f})."
             " TTFT may be too low."
         )
     return doubts

@@ -47,13 +47,13 @@ def prediction_page(
 
 
 def _aggregated(profile: Profile) -> Iterator[str]:
-    """How well it predicts the 1a of its own run."""
+    """The prediction errors on the 1a of the profile's own run."""
     each = [
         f"{name.removeprefix('cold, ')}: TTFT {ttft:+.0%}, TPOT {tpot:+.0%}"
         for name, (ttft, tpot) in profile.aggregated.items()
     ]
     if each:
-        yield f"  errors at 1a of the same run, {'; '.join(each)}"
+        yield f"  prediction errors on the profile's own 1a (not fitted), {'; '.join(each)}"
 
 
 def _checked(row: HeldOut) -> str:

@@ -74,8 +74,8 @@ class Profile:
     rough: str = ""
     """What failed gates do to the times of its run."""
     aggregated: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """Of each cold pass of the same run's 1a, which no fit has seen: predicted / measured - 1 of
-    the median TTFT and TPOT. Its steps have prompts and decoding requests, as no step of 1p1d."""
+    """For each cold pass of the run's own 1a, which was not fitted: predicted / measured - 1 of
+    the median TTFT and TPOT. Its steps mix prefill and decode, which no step of 1p1d does."""
 
     def costs(self, resample: int = 0) -> Costs:
         """What the simulation needs: of all points for 0, else of a bootstrap resample."""

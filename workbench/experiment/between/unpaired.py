@@ -166,9 +166,10 @@ def pairs_of(
 ) -> tuple[list[tuple[Kind, Kind]], list[list[Kind]]]:
     """Matching arms and passes of two runs, and those that only one of them has.
 
-    Like is the same arm and pass; else the same model, arm and pass, if only one of the runs has
-    several models; else the only ones left with the same model, topology and pass; else, with
-    `any_topology`, the arms of runs that have one arm each, such as two attached deployments.
+    Rules, in this order: the same arm and pass; the same model, arm and pass, if only one of the
+    runs has several models; the same model, topology and pass, if each run has only one such arm
+    left; with `any_topology`, any arms, if each run has only one, such as two attached
+    deployments.
     """
     names = [_names(run.run, base.run), _names(base.run, run.run)]
     pairs: list[tuple[Kind, Kind]] = []
@@ -192,8 +193,8 @@ def pairs_of(
 
 
 def _names(run: RunFacts, beside: RunFacts) -> dict[str, tuple[object, ...]]:
-    """By what an arm is matched, the closest first: its label; model and arm; model and topology;
-    its model, if each run has only this arm.
+    """The keys by which an arm is matched, closest first: label; model and arm; model and topology;
+    model only, if each run has one arm.
 
     A run of one model has the model's name in a sweep of several that it is held against.
     """

@@ -75,7 +75,7 @@ def settings_for(
 ) -> EngineSettings:
     """Settings as far as the engine need not be asked; `maker` makes the tiny model.
 
-    Raises PlanError for an instance of several processes on a CPU, and for cores beside GPUs.
+    Raises PlanError for an instance of several processes on a CPU, and for reserved cores on GPUs.
     """
     platform: Platform = facts.platform if params.platform == "auto" else params.platform  # type: ignore[assignment]
     dtype = number_format(params.dtype, platform, fast_bf16=facts.fast_bf16)

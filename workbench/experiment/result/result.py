@@ -140,16 +140,16 @@ class Result:
         return list(prediction_lines(self.run.profile, self.run.held_out, self.run.predictions))
 
     def held_out_table(self) -> pd.DataFrame:
-        """Errors of predictions on held-out topologies; empty without any."""
+        """Prediction errors on held-out topologies; empty if none was held out."""
         return self._showing(held_out_table(self.run.held_out), "times")
 
     def prediction_table(self) -> pd.DataFrame:
-        """The predictions, a row per topology, and which of them are checked."""
+        """The predictions, a row per topology, and whether each was checked."""
         return self._showing(prediction_table(self.run.predictions))
 
     @property
     def fits(self) -> pd.DataFrame:
-        """One row per fitted part of the profile behind the predictions; empty without one."""
+        """One row per fitted part of the profile; empty without a profile."""
         frame = self._marked(tables.frame_of(FitRow, self.run.fits))
         if self.run.notebook != "profile":  # whose gates are those of its own run
             frame.attrs["failed_gates"] = {}
@@ -157,7 +157,7 @@ class Result:
         return frame
 
     def fit_table(self) -> pd.DataFrame:
-        """The fits as one table: formula, residual, and the range that each holds in."""
+        """The fits as one table: formula, residual and valid range."""
         return self._showing(fit_table(self.run.fits))
 
     @property

@@ -196,10 +196,10 @@ def steady(
 ) -> Gate | None:
     """TTFT does not grow within a pass: the last third of its requests is as fast as the first.
 
-    The first `concurrency` requests are left out: a closed loop sends them all at once. A column
-    `concurrency` above 0 has that of a pass of its own. Growth is what an overloaded open loop
-    shows; `others_share` as for `instances_alike`. None when no pass has enough requests of equal
-    length and reuse.
+    The first `concurrency` requests are left out: a closed loop sends them all at once. If a column
+    `concurrency` is above 0, it replaces the argument for its pass. Growth is what an overloaded
+    open loop shows; `others_share` as for `instances_alike`. None when no pass has enough requests
+    of equal length and reuse.
     """
     rows = requests[succeeded(requests)].sort_values("scheduled_s")
     problems, unknown, judged = [], list[str](), 0

@@ -1,4 +1,4 @@
-"""The figure of a sweep over loads, arrival rates or users: TTFT and throughput at each."""
+"""The figure of a load sweep: TTFT and throughput by arrival rate or number of users."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from workbench.report.figures.chart import Chart, draw, for_each_model
 from workbench.report.numbers import number, quantity, time_scale
 
 _KEPT_UP = 0.95
-"""A deployment keeps up where it completes this fraction of the offered rate."""
+"""A deployment keeps up if it completes this fraction of the offered rate."""
 _TTFT = ["ttft_s", "ttft_low_s", "ttft_high_s"]
 _ENDED = ["achieved_per_s", "goodput_per_s"]
 

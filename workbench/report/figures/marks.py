@@ -50,7 +50,7 @@ class Look:
     marker: str
     dash: Dash = "-"
     hollow: bool = False
-    """A prediction, with thin whiskers for its interval."""
+    """True for a prediction: a hollow marker, and thin whiskers for its interval."""
 
     def handle(self) -> Artist:
         """What stands before the name in a key."""

@@ -1,4 +1,4 @@
-"""Predicted TTFT and TPOT over the arrival rate, with intervals at the chosen rate."""
+"""Predicted TTFT and TPOT by arrival rate, with intervals at the chosen rate."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from workbench.report.figures.chart import Chart, draw, no_data
 
 
 def predicted_rates(frame: pd.DataFrame, title: str, caption: str = "") -> Chart:
-    """Lines of predicted medians up to saturation, and the chosen rate with its intervals.
+    """Predicted medians up to saturation as lines, and the chosen rate with its intervals.
 
-    Takes the curves of `whatif.rate_curve`. All marks are hollow, since nothing was measured.
+    Takes the curves of `whatif.rate_curve`. All markers are hollow, because nothing was measured.
     """
     if frame.empty:
         return no_data("Prediction", title)

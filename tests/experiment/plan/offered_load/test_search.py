@@ -108,7 +108,7 @@ def test_users_are_whole_and_bisected_to_one(edge, tried):
         (searched(0, USERS_SEARCH), "even 1 user missed the limits; raise the limits"),
         (
             searched(99, USERS_SEARCH),
-            "everything up to 50 users met the limits, and above 50 users too many requests are"
+            "all loads up to 50 users met the limits, and above 50 users too many requests are"
             " sent at once; use more requests",
         ),
         (

@@ -352,7 +352,7 @@ def _served(rows: Sequence[DecisionRow], within: str) -> str:
 
 
 def _what(row: DecisionRow) -> tuple[str, float]:
-    """A load, and how sure it is: nothing, `about `, `at least `, or `less than `."""
+    """A qualifier (none, `about `, `at least ` or `less than `) and the load."""
     if isnan(row.met):
         return "less than ", row.missed
     return "about " if not row.settled else "at least " if isnan(row.missed) else "", row.met

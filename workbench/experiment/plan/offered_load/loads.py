@@ -136,9 +136,10 @@ def loads_of(params: PdSweep, workload: Workload) -> Loads | None:
 
 
 def users_by_limits(limits: Limits, requests: int) -> int:
-    """The most users whose first requests, sent at once, are no more than may miss the limits.
+    """The most users whose first requests, sent at once, may all miss the limits.
 
-    What is sent at once waits for its TTFT; without a limit of that only the requests are too few.
+    Sent at once, they queue, so TTFT is what they miss. Without a TTFT limit only the number of
+    requests bounds the users.
     """
     if limits.ttft_s == np.inf:
         return max(1, requests - 1)
@@ -154,10 +155,10 @@ def _check_users(users: list[int], workload: Workload) -> None:
     requests, most = len(workload.requests), _conversations(workload)
     allowed, example = "", ""
     if max(users) >= requests:
-        allowed = f"below {requests}, the number of requests of a pass"
+        allowed = f"below {requests}, the number of requests in a pass"
         example = f"-p requests {10 * max(users)}"
     elif max(users) > most:
-        allowed = f"at most {most}, the number of conversations of a pass"
+        allowed = f"at most {most}, the number of conversations in a pass"
         example = f"-p concurrencies {most}"
     if allowed:
-        raise ParameterError(must_be("each of concurrencies", allowed, users, example))
+        raise ParameterError(must_be("each value in concurrencies", allowed, users, example))

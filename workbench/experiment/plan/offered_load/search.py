@@ -128,7 +128,7 @@ class Search:
         return None if any(load == p.load for p in points) else load
 
     def _close(self, low: float, high: float, most: float) -> bool:
-        """Whether both differ by at most this fraction, or by one user."""
+        """Whether both differ by at most the fraction `most`, or by one user."""
         return high <= (1 + most) * low or (self.unit != RATE and high - low <= 1)
 
     def answer(self, points: Sequence[Point]) -> Answer:
@@ -162,7 +162,7 @@ class Search:
         if isnan(highest) and isnan(lowest):
             return straddling
         if isnan(lowest):
-            every = "all rates" if unit == RATE else "everything"
+            every = "all rates" if unit == RATE else "all loads"
             return straddling or (
                 f"{every} up to {unit.said(highest)} met the limits, and above"
                 f" {unit.said(self.top)} {self.at_top}"
