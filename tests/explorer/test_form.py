@@ -9,6 +9,8 @@ from workbench.explorer.form import Form
 from workbench.explorer.running import Planned, Seen, last_log_lines
 from workbench.records import RequestRecord
 
+PLAN = "2 rounds\n\nduration: 0:08"
+
 
 def record(number):
     return RequestRecord(
@@ -31,7 +33,7 @@ def started(monkeypatch):
             ended.append("cancelled")
             raise
 
-    monkeypatch.setattr(form_module, "planned", lambda _: Planned("2 rounds, 0:08", run))
+    monkeypatch.setattr(form_module, "planned", lambda _: Planned(PLAN, run))
     monkeypatch.setattr(form_module, "PLAN_AFTER_S", 0.0)
     monkeypatch.setattr(form_module, "TICK_S", 0.02)
     return ended
@@ -46,7 +48,7 @@ async def until(true, within_s=10.0):
 async def test_a_wrong_value_is_refused_while_it_is_typed(started):
     form = Form("pd_sweep", {"topology": "1a"})
     await until(lambda: not form.run_button.disabled)
-    assert "2 rounds, 0:08" in form.plan_text.value
+    assert form.plan_text.value == "<pre tabindex='0'>2 rounds</pre><p>Duration: 0:08</p>"
     assert form.command.value == "papermill notebooks/pd_sweep.ipynb out.ipynb -p topology 1a"
     form.inputs["rounds"].value = "none"
     assert "rounds must be an integer, got &#x27;none&#x27;" in form.problem.value

@@ -25,8 +25,8 @@ AFTER_S = 0.15
 """A prediction begins when nothing has moved for so long: held arrow keys send many values."""
 _SHOWN = {
     "ttft_s": ("TTFT, median, ms", 1000), "tpot_s": ("TPOT, median, ms", 1000),
-    "e2e_s": ("E2E, median, ms", 1000), "system_tps": ("throughput, tokens/s", 1),
-    "goodput": ("requests within limits, %", 100),
+    "e2e_s": ("E2E, median, ms", 1000), "system_tps": ("Throughput, tokens/s", 1),
+    "goodput": ("Requests within limits, %", 100),
 }  # fmt: skip
 _DECADES = 1.5
 """The rate moves so far to both sides, in powers of ten."""
@@ -68,7 +68,7 @@ class Sliders(widgets.VBox):  # type: ignore[misc]
         longest = round(self.profile.prefill.ranges["tokens"][1])
         looks: dict[str, Any] = {
             "style": {"description_width": "120px"}, "continuous_update": False,
-            "layout": widgets.Layout(width="430px", max_width="100%"),
+            "layout": widgets.Layout(width="330px", max_width="100%"),
         }  # fmt: skip
         yield "topology", widgets.Combobox(
             value=str(given["topology"]), options=ALL_TOPOLOGIES.split(","),
@@ -162,7 +162,8 @@ def _tables(found: Quick) -> str:
     refused = [f"<p>{one.topology}: {escape(one.refused)}</p>" for one in both if one.refused]
     closed = found.prediction.closed
     bars = [
-        f"<tr><td>{escape(part)}</td><td class='wb-number'>{share:.0%}</td><td><div class='wb-bar'"
+        f"<tr><td>{escape(part)}</td><td class='wb-number'>{100 * share:.0f} %</td>"
+        "<td><div class='wb-bar'"
         f" style='width:200px'><span style='width:{min(1, share):.1%};background:"
         f"{'#D55E00' if share > SATURATED else '#0072B2'}'></span></div></td></tr>"
         for part, most in closed.highest_per_s.items()

@@ -50,7 +50,9 @@ class Quick:
         times = (1000 * found.number(f"{name}_s").value for name in ("ttft", "tpot"))
         ttft, tpot = (f"{ms:.3g} ms" for ms in times)
         part = {"steps": "engine steps"}.get(closed.bottleneck, closed.bottleneck)
-        return f"{where}: TTFT {ttft}, TPOT {tpot}; fullest: {part} ({closed.utilisation:.0%})"
+        return (
+            f"{where}: TTFT {ttft}, TPOT {tpot}; fullest: {part} ({100 * closed.utilisation:.0f} %)"
+        )
 
     @property
     def notes(self) -> list[str]:
