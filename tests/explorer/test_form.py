@@ -1,6 +1,7 @@
 """The form without a browser, on plans that start nothing."""
 
 import asyncio
+import os
 
 import pytest
 
@@ -115,6 +116,11 @@ async def test_a_finished_run_is_explored(started, monkeypatch, recorded):
 def test_the_last_log_lines_are_those_of_logs_written_since(tmp_path):
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "decode-0.log").write_text("one\ntwo\n\n")
+    (tmp_path / "logs" / "simulated-0.log").touch()
+    earlier = tmp_path / "round-0" / "logs" / "decode-0.log"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text("zero\n")
+    os.utime(earlier, (1, 1))
     assert last_log_lines(tmp_path, since_s=0) == [("logs/decode-0", "two")]
     assert last_log_lines(tmp_path, since_s=1e12) == []
 

@@ -235,7 +235,9 @@ class Form(widgets.VBox):  # type: ignore[misc]
         if live.add(seen.taken()) and not self.chart.children:
             self.chart.children = (live.figure,)
         last = "\n".join(f"{name:12} {line}" for name, line in logs)
-        self.logs.value = f"<p>Last log lines</p><pre tabindex='0'>{escape(last)}</pre>"
+        self.logs.value = (
+            f"<p>Last log lines</p><pre tabindex='0'>{escape(last)}</pre>" if last else ""
+        )
 
     def _explore(self, result: Result) -> None:
         found = widgets.HTML(f"<p><b>{escape(result.run.finding)}</b><br>{result.folder}</p>")

@@ -16,7 +16,8 @@ function keepFocus(root) {
   let last;
   root.addEventListener("focusin", ({ target }) => { last = target; });
   const move = () => {
-    if (!last?.disabled || document.activeElement !== document.body) return;
+    // Chromium leaves it on the disabled button for a while, where keys do nothing.
+    if (!last?.disabled || ![last, document.body].includes(document.activeElement)) return;
     last.parentElement.querySelector("button:enabled")?.focus({ preventScroll: true });
   };
   new MutationObserver(move).observe(root, { attributeFilter: ["disabled"], subtree: true });

@@ -45,7 +45,6 @@ _SERVED = {
     "computed": "computed",
 }
 LOADING = {
-    "": "nothing to load",
     "retrieved": "retrieved",
     "some ranks": "retrieved by some ranks",
     "silent": "hit without a retrieval",
@@ -53,7 +52,7 @@ LOADING = {
 }
 """What the log says of loading, by `arrival` of a lookup."""
 _LOOKUP = {
-    "engine": "writer", "at": "time", "prompt_tokens": "prompt tokens",
+    "engine": "engine", "at": "time", "prompt_tokens": "prompt tokens",
     "asked_tokens": "looked up, tokens", "engine_hit_tokens": "engine hit, tokens",
     "lmcache_hit_tokens": "LMCache hit, tokens", "need_to_load": "need to load, tokens",
     "loaded_tokens": "loaded, tokens", "arrival": "loading",

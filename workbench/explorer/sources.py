@@ -226,7 +226,9 @@ def _lookups(log: LogFiles) -> Source:
     timed = bool(at.notna().any())
     tokens = rows["prompt_tokens"].fillna(rows["asked_tokens"])
     writer = rows["engine"].astype(str).where(rows["engine"].notna(), "log")
-    loading = rows["arrival"].map(LOADING).fillna(LOADING[""])
+    loading = rows["arrival"].map(LOADING)
+    loading[loading.isna()] = "unknown"
+    loading[rows["need_to_load"] <= 0] = "nothing to load"
     if loading.nunique() == 1:
         loading[:] = "lookups"
     shown = pd.DataFrame(
