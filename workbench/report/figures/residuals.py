@@ -47,7 +47,7 @@ def residuals(frame: pd.DataFrame) -> Chart | None:
         alt=f"{found}. The fits hold for: {spoken}.",
         caption="Above: each measured time against its fit (line: equal). Below: measured /"
         " fitted - 1; grey: the limit of the median, above which there is no profile."
-        + f" Triangles: {beyond} residuals beyond the axis." * bool(beyond)
+        + f" Triangles: {beyond} residual{'s' * (beyond > 1)} beyond the axis." * bool(beyond)
         + f" {frame.attrs.get('profile', '')}",
         attrs=frame.attrs,
         shows=("times",),
