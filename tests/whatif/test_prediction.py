@@ -29,7 +29,7 @@ def test_a_quiet_topology_has_the_ttft_of_a_lone_request():
 
 def test_more_prefill_instances_shorten_the_queue():
     one, two = (predicted({"topology": t, "rate_per_s": 6}) for t in ("1p4d", "2p4d"))
-    assert one.closed.bottleneck == "prefill"
+    assert one.closed.bottleneck == "prefill queue"
     assert one.number("ttft_s").value > 1.2 * two.number("ttft_s").value
     low, value, high = (getattr(one.number("ttft_s"), n) for n in ("low", "value", "high"))
     assert low <= value <= high
@@ -43,7 +43,7 @@ def test_limits_count_the_requests_within_them():
 
 def test_nothing_is_predicted_near_saturation():
     found = predicted({"topology": "1p1d", "rate_per_s": 9})
-    assert found.refused.startswith("near saturation: not predicted (prefill at ")
+    assert found.refused.startswith("near saturation: not predicted (prefill queue at ")
     assert found.numbers == ()
 
 
@@ -89,7 +89,7 @@ def test_shared_prefixes_are_hits_where_the_same_instance_has_them():
 )
 def test_a_ramp_and_a_closed_loop_saturate_too(quiet, busy):
     found = predicted({"topology": "1p1d"} | quiet | busy)
-    assert found.refused.startswith("near saturation: not predicted (prefill at ")
+    assert found.refused.startswith("near saturation: not predicted (prefill queue at ")
     found = predicted({"topology": "4p4d"} | quiet)
     assert found.refused == "" and 0 < found.closed.utilisation < 0.2
 

@@ -56,7 +56,7 @@ async def test_errors_of_held_out_topologies_come_first(measured, tmp_path):
     assert "predicted" in held["TPOT, ms"]
     checks = dict(result.prediction_table()[["topology", "check"]].itertuples(index=False))
     assert checks["2p2d"] == "held out" and checks["2p4d"] == "not checked here"
-    assert checks["1p1d"].startswith("near saturation: not predicted (prefill at ")
+    assert checks["1p1d"].startswith("near saturation: not predicted (prefill queue at ")
     assert load_result(result.folder).run == result.run
     assert (result.folder / "profile.json").exists()
 

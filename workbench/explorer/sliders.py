@@ -11,23 +11,19 @@ from typing import Any
 import ipywidgets as widgets
 
 from workbench.errors import WorkbenchError
+from workbench.experiment.result.predicted import METRICS
 from workbench.explorer import pictures
 from workbench.explorer.style import style
 from workbench.report.figures import predicted_rates
 from workbench.report.numbers import number
 from workbench.report.templating import labelled
 from workbench.topology import ALL_TOPOLOGIES
-from workbench.whatif.prediction import SATURATED, Prediction
+from workbench.whatif.prediction import SATURATED, Prediction, interval
 from workbench.whatif.profile import Profile
-from workbench.whatif.rate_curve import INTERVAL, Quick, quick
+from workbench.whatif.rate_curve import DRAWS, Quick, quick
 
 AFTER_S = 0.15
 """Wait after the last move before predicting, because a held arrow key sends many values."""
-_SHOWN = {
-    "ttft_s": ("TTFT, median, ms", 1000), "tpot_s": ("TPOT, median, ms", 1000),
-    "e2e_s": ("E2E, median, ms", 1000), "system_tps": ("throughput, tokens/s", 1),
-    "goodput": ("requests within limits, %", 100),
-}  # fmt: skip
 _DECADES = 1.5
 """Range of the rate slider to each side, in powers of ten."""
 _LINK = 4
@@ -68,7 +64,7 @@ class Sliders(widgets.VBox):  # type: ignore[misc]
         longest = round(self.profile.prefill.ranges["tokens"][1])
         looks: dict[str, Any] = {
             "style": {"description_width": "120px"}, "continuous_update": False,
-            "layout": widgets.Layout(width="430px", max_width="100%"),
+            "layout": widgets.Layout(width="330px", max_width="100%"),
         }  # fmt: skip
         yield "topology", widgets.Combobox(
             value=str(given["topology"]), options=ALL_TOPOLOGIES.split(","),
@@ -155,14 +151,15 @@ def _tables(found: Quick) -> str:
     both = [found.prediction, *([found.beside] if found.beside else [])]
     heads = "".join(f"<th class='wb-number'>{one.topology}</th>" for one in both)
     lines = [
-        f"<tr><td>{label}</td>{''.join(_cell(one, name, factor) for one in both)}</tr>"
-        for name, (label, factor) in _SHOWN.items()
+        f"<tr><td>{label}, {unit}</td>{''.join(_cell(one, name, factor) for one in both)}</tr>"
+        for name, (label, factor, unit) in METRICS.items()
         if not isnan(found.prediction.number(name).value)
     ]
     refused = [f"<p>{one.topology}: {escape(one.refused)}</p>" for one in both if one.refused]
     closed = found.prediction.closed
     bars = [
-        f"<tr><td>{escape(part)}</td><td class='wb-number'>{share:.0%}</td><td><div class='wb-bar'"
+        f"<tr><td>{escape(part)}</td><td class='wb-number'>{100 * share:.0f} %</td>"
+        "<td><div class='wb-bar'"
         f" style='width:200px'><span style='width:{min(1, share):.1%};background:"
         f"{'#D55E00' if share > SATURATED else '#0072B2'}'></span></div></td></tr>"
         for part, most in closed.highest_per_s.items()
@@ -171,7 +168,7 @@ def _tables(found: Quick) -> str:
     free = [part for part, most in closed.highest_per_s.items() if most == inf]
     told = f"<p>The profile shows no limit for: {', '.join(free)}.</p>" if free else ""
     return (
-        f"<table><caption>Prediction [{INTERVAL:.0%} interval]</caption><tr><th></th>{heads}</tr>"
+        f"<table><caption>Prediction [{interval(DRAWS)}]</caption><tr><th></th>{heads}</tr>"
         f"{''.join(lines)}</table>{''.join(refused)}"
         f"<table><caption>Utilisation of {found.prediction.topology}</caption>{''.join(bars)}"
         f"</table>{told}"

@@ -12,7 +12,8 @@ from workbench.exports.drawings import png_of
 from workbench.report.figures import splits as draw_splits
 from workbench.report.numbers import number
 from workbench.report.templating import fill, labelled
-from workbench.whatif.highest_rates import Splits, sentence, verdicts
+from workbench.whatif.highest_rates import DRAWS, Splits, sentence, verdicts
+from workbench.whatif.prediction import interval
 
 PAGE = "splits.html"
 _UNCHECKED = "Predicted, not measured. No held-out run has checked these numbers."
@@ -50,6 +51,7 @@ def write_split_page(found: Splits, file: Path, command: str) -> list[Path]:
         heads=_heads(found),
         rows=list(_rows(found)),
         command=command,
+        interval=interval(DRAWS),
     )
     contents = {".html": page.encode(), ".svg": _file_svg(chart.svg), ".png": png_of(chart.svg)}
     paths = []

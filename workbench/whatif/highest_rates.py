@@ -17,6 +17,7 @@ from workbench.experiment.plan.offered_load.traffic import workload_of
 from workbench.params.pd_sweep import PdSweep
 from workbench.params.price import Price
 from workbench.topology import TensorParallel, Topology
+from workbench.whatif.model.closed_form import ENGINE_STEPS
 from workbench.whatif.model.costs import Costs
 from workbench.whatif.model.simulation import Simulated
 from workbench.whatif.prediction import (
@@ -25,6 +26,7 @@ from workbench.whatif.prediction import (
     Prediction,
     case_of,
     check_steady,
+    interval,
     predict_case,
 )
 from workbench.whatif.profile import Profile
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DRAWS = 10
-"""Draws after the first one. The range of 11 is an 83 % prediction interval: (n - 1) / (n + 1)."""
+"""Draws after the first one, for the interval of a highest rate."""
 REQUESTS_PER_GPU = 100
 """Requests in a simulation, per GPU, unless `requests` is set."""
 MOST_GPUS = 16
@@ -42,8 +44,6 @@ _LOWEST = 0.02
 """The lowest rate that is tried, as a fraction of the highest rate of the busiest part."""
 _UNUSED = ("topology", "rate_per_s", "end_rate_per_s", "trace_speed", "concurrency")
 """Parameters of a load that the search sets itself."""
-_STEPS = "engine steps"
-"""What limits an aggregated instance: each step may have prompt tokens and output tokens."""
 _RANGE = "profiled range"
 _OF_A_FILE = ("trace", "prompts")
 
@@ -72,9 +72,7 @@ class Served:
 
     def cost(self, price: Price | None, rate_per_s: float) -> float:
         """Cost of a million output tokens at a rate, in the price's currency; NaN without one."""
-        if price is None or not rate_per_s > 0:
-            return nan
-        return price.amount * self.gpus / (3600 * rate_per_s * self.output_tokens) * 1e6
+        return price.per_million(rate_per_s * self.output_tokens, self.gpus) if price else nan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +132,7 @@ class Splits:
         frame.attrs |= {
             "unit": self.unit, "gpus": self.gpus, "simulated": self.profile.simulated,
             "currency": price.currency if price else "", "limits": str(latency_limits(self.params)),
+            "interval": interval(DRAWS),
         }  # fmt: skip
         return frame
 
@@ -215,7 +214,7 @@ def _served(case: Case) -> Served:
         by = _limited_by(seen[above], limits, case.profile.costs(), alone=True)
         return replace(empty, refused="limits missed at every rate", limited_by=by, missed=True)
     found = seen[met]
-    open_end, by = "", _full(found)
+    open_end, by = "", found.closed.bottleneck
     if isnan(above):
         open_end = f"not predicted above {met:.3g} req/s, because it saturates at {bound_per_s:.3g}"
     elif seen[above].refused:
@@ -264,18 +263,12 @@ def _floored(rate_per_s: float) -> float:
     return floor(rate_per_s * scale) / scale
 
 
-def _full(found: Prediction) -> str:
-    """The part that saturates first."""
-    part = found.closed.bottleneck
-    return {"prefill": "prefill queue", "steps": _STEPS}.get(part, part)
-
-
 def _limited_by(found: Prediction, limits: Limits, costs: Costs, *, alone: bool = False) -> str:
     """The part that makes requests miss the limits; `alone` if they miss them at every rate."""
     assert found.simulated is not None
     rows = found.simulated.requests
     late, slow = rows["ttft_s"] > limits.ttft_s, rows["tpot_s"] > limits.tpot_s
-    steps = "decode steps" if found.topology.disaggregated else _STEPS
+    steps = "decode steps" if found.topology.disaggregated else ENGINE_STEPS
     if slow.sum() >= late.sum():
         return steps
     missed = rows[late]

@@ -119,6 +119,14 @@ def predict(profile: Profile, params: PdSweep, topology: Topology) -> Prediction
     return predict_case(case_of(profile, params, topology), draws=RESAMPLES)
 
 
+def interval(draws: int) -> str:
+    """What the range of the first draw and `draws` more is: of n values, a prediction interval of
+    (n - 1) / (n + 1)."""
+    return (
+        f"{100 * draws / (draws + 2):.0f} % prediction interval (range of {draws + 1} simulations)"
+    )
+
+
 def predict_case(case: Case, *, draws: int, compared: bool = True) -> Prediction:
     """Predict a case, with intervals from the first draw and `draws` more.
 

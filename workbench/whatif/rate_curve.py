@@ -21,6 +21,7 @@ from workbench.whatif.prediction import (
     Prediction,
     case_of,
     check_steady,
+    interval,
     predict_case,
 )
 from workbench.whatif.profile import Profile
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
 REQUESTS, DRAWS, RATES = 150, 10, 5
 """Requests in a simulation, draws after the first one at the chosen rate, and other rates."""
-INTERVAL = DRAWS / (DRAWS + 2)
-"""What a range of so many draws is as a prediction interval: (n - 1) / (n + 1)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +56,8 @@ class Quick:
             return f"{where}: {found.refused}"
         times = (1000 * found.number(f"{name}_s").value for name in ("ttft", "tpot"))
         ttft, tpot = (f"{ms:.3g} ms" for ms in times)
-        part = {"steps": "engine steps"}.get(closed.bottleneck, closed.bottleneck)
-        busy = f"{closed.utilisation:.0%} utilised"
-        return f"{where}: TTFT {ttft}, TPOT {tpot}; bottleneck: {part} ({busy})"
+        busy = f"{100 * closed.utilisation:.0f} % utilised"
+        return f"{where}: TTFT {ttft}, TPOT {tpot}; bottleneck: {closed.bottleneck} ({busy})"
 
     @property
     def notes(self) -> list[str]:
@@ -67,9 +65,8 @@ class Quick:
         simulated = self.prediction.simulated
         requests = len(simulated.requests) if simulated else REQUESTS
         found = [
-            f"Quick prediction, not checked here: {requests} requests, and an {INTERVAL:.0%}"
-            f" prediction interval (range of {DRAWS + 1} simulations). workbench predict simulates"
-            " more."
+            f"Quick prediction, not checked here: {requests} requests, {interval(DRAWS)}."
+            " workbench predict simulates more."
         ]
         if self.link != 1:
             found.append(

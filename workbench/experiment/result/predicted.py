@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 UNCHECKED = "not checked here"
-_SHOWN = {
-    "ttft_s": ("TTFT, ms", 1000),
-    "tpot_s": ("TPOT, ms", 1000),
-    "e2e_s": ("E2E, ms", 1000),
-    "system_tps": ("throughput, tok/s", 1),
-    "goodput": ("within limits, %", 100),
+METRICS = {
+    "ttft_s": ("TTFT", 1000, "ms"),
+    "tpot_s": ("TPOT", 1000, "ms"),
+    "e2e_s": ("E2E", 1000, "ms"),
+    "system_tps": ("throughput", 1, "tok/s"),
+    "goodput": ("within limits", 100, "%"),
 }
-"""Header and factor of each metric."""
+"""Name, factor and unit of each predicted number. Times are medians."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +116,7 @@ def held_out_table(rows: Sequence[HeldOutRow]) -> pd.DataFrame:
 
     table: dict[str, dict[str, str]] = {}
     for row in rows:
-        name, factor = _SHOWN[row.metric]
+        name, factor = _head(row.metric)
         cells = table.setdefault(
             row.arm,
             {"arm": row.arm, "load": _load(row.rate_per_s), "requests": str(row.n_requests)},
@@ -131,6 +131,12 @@ def held_out_table(rows: Sequence[HeldOutRow]) -> pd.DataFrame:
     if frame.empty or not frame["note"].any():
         return frame.drop(columns="note", errors="ignore")
     return frame[[*frame.columns.drop("note"), "note"]]
+
+
+def _head(metric: str) -> tuple[str, float]:
+    """The header of a metric, with its unit, and the factor of its values."""
+    name, factor, unit = METRICS[metric]
+    return f"{name}, {unit}", factor
 
 
 def prediction_table(rows: Sequence[PredictedRow]) -> pd.DataFrame:
@@ -148,7 +154,7 @@ def prediction_table(rows: Sequence[PredictedRow]) -> pd.DataFrame:
         cells["utilisation"] = "-" if isnan(busy) else f"{100 * busy:.0f} %"
         if isnan(row.value):
             continue
-        name, factor = _SHOWN[row.metric]
+        name, factor = _head(row.metric)
         cells[name] = _interval(row, factor)
         if row.metric == "goodput":  # which no run checks, since limits differ
             cells[name] += f", {UNCHECKED}"

@@ -47,7 +47,7 @@ def residuals(frame: pd.DataFrame) -> Chart | None:
         alt=f"{found}. The fits are valid for: {spoken}.",
         caption="Top: measured against fitted times (line: equal). Bottom: residual, measured /"
         " fitted - 1. Grey: limit for the median residual; above it, no profile is made."
-        + f" Triangles: {beyond} residuals beyond the axis." * bool(beyond)
+        + f" Triangles: {beyond} residual{'s' * (beyond > 1)} beyond the axis." * bool(beyond)
         + f" {frame.attrs.get('profile', '')}",
         attrs=frame.attrs,
         shows=("times",),

@@ -51,7 +51,7 @@ def splits(frame: pd.DataFrame, title: str) -> Chart:
         body_px=330,
         alt=f"{title}. {spoken}.",
         caption=f"Predicted from a profile of 1p1d, not measured. Limits: {frame.attrs['limits']}."
-        " Bars: 83 % prediction interval (range of 11 simulations)."
+        f" Bars: {frame.attrs['interval']}."
         + ' "At least": higher rates are not predicted; the bar ends where a part saturates.'
         * any(row["open_end"] and isfinite(row["high"]) for row in rows)
         + " Arrow: higher rates are outside the profiled range."
