@@ -40,6 +40,8 @@ def test_splits_are_printed_and_written_as_page_svg_and_png(ran, tmp_path):
         (("--splits", "2", "--measured", "RUN"), "--measured=RUN does not apply to --splits"),
         (("--splits", "2", "-p", "ttft_limit_ms", "300", "--page", "/none/a.html"),
          "/none/a.html cannot be written: No such file"),
+        (("--splits", "2", "-p", "ttft_limit_ms", "300", "--page", "a.svg"),
+         "--page must be a file that ends in .html, got 'a.svg' (example: --page splits.html)"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused(ran, words, says):

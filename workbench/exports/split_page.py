@@ -7,7 +7,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import ParameterError
+from workbench.errors import ParameterError, must_be
 from workbench.exports.drawings import png_of
 from workbench.report.figures import splits as draw_splits
 from workbench.report.numbers import number
@@ -37,8 +37,11 @@ def split_lines(found: Splits) -> Iterator[str]:
 def write_split_page(found: Splits, file: Path, command: str) -> list[Path]:
     """Write the page, and its figure as SVG and PNG into the same folder; returns the three paths.
 
-    `command` repeats the prediction. Raises ParameterError if a file cannot be written.
+    `command` repeats the prediction. Raises ParameterError for a file that is no page, or cannot
+    be written.
     """
+    if file.suffix != ".html":
+        raise ParameterError(must_be("--page", "a file that ends in .html", str(file), PAGE))
     chart = draw_splits(found.frame(), sentence(found))
     page = fill(
         "splits.html.j2",

@@ -285,7 +285,7 @@ class PdSweep(LoadParams):
         for name in ("models", "rates_per_s", "concurrencies", "search", "working_sets"):
             if value := getattr(self, name):
                 yield (
-                    f"{name}={value} and predict=True exclude each other. Leave out one (example:"
+                    f"{name}={_plain(value)} and predict=True exclude each other. Leave out one (example:"
                     f" {example})"
                 )
         if self.connector == ALL_CONNECTORS:
@@ -346,5 +346,7 @@ class PdSweep(LoadParams):
 
 
 def _plain(value: Any) -> str:
-    """`1,2.5` for a list of numbers."""
-    return ",".join(f"{each:g}" for each in value) if isinstance(value, list) else str(value)
+    """`1,2.5` for a list of numbers, `A,B` for names."""
+    if not isinstance(value, list | dict):
+        return str(value)
+    return ",".join(each if isinstance(each, str) else f"{each:g}" for each in value)

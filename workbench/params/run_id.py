@@ -27,6 +27,8 @@ def run_id(params: EngineParams) -> str:
             values.pop(name, None)
     if isinstance(params, PdSweep) and params.engine != "attach":
         values["topology"] = ",".join(map(str, params.topologies))
+        if params.predict:
+            values["measure"] = ",".join(map(str, params.measured))
     # A file that has grown, or a registry with another claim, makes another run.
     logs = [Path(name) for name in getattr(params, "log_files", [])]
     if seen := [_seen(log) for log in logs if log.is_file()]:

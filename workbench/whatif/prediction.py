@@ -122,9 +122,8 @@ def predict(profile: Profile, params: PdSweep, topology: Topology) -> Prediction
 def interval(draws: int) -> str:
     """What the range of the first draw and `draws` more is: of n values, a prediction interval of
     (n - 1) / (n + 1)."""
-    return (
-        f"{100 * draws / (draws + 2):.0f} % prediction interval (range of {draws + 1} simulations)"
-    )
+    level = 100 * draws / (draws + 2)
+    return f"{level:.0f} % prediction interval (range of {draws + 1} simulations)"
 
 
 def predict_case(case: Case, *, draws: int, compared: bool = True) -> Prediction:

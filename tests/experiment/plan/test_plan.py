@@ -29,6 +29,17 @@ def test_a_run_id_is_a_slug_that_can_be_read_and_a_hash(params, slug):
     assert len(digest) == 6
 
 
+def test_a_parameter_that_is_not_set_leaves_the_run_id_of_earlier_versions():
+    """A new parameter with a value in the hash would make every earlier run unfindable."""
+    assert run_id(PdSweep()) == "1p4d-lmcache-22660t-n3-r3-8a6bfe"
+
+
+def test_a_list_of_measured_topologies_is_hashed_as_it_is_meant():
+    predicted = {"predict": True, "topology": "all", "connector": "nixl"}
+    written = [run_id(PdSweep(**predicted, measure=text)) for text in ("1p2d,2p1d", "1P2D, 2p1d")]
+    assert written[0] == written[1] != run_id(PdSweep(**predicted, measure="1p2d"))
+
+
 def test_a_search_from_a_slow_rate_is_planned_to_take_its_time():
     searched = {"engine": "simulated", "topology": "1a", "connector": "none", "search": True}
     asked = {"requests": 40, "rate_per_s": 1.0, "ttft_limit_ms": 500.0, "rounds": 3}

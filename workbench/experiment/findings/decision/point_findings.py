@@ -50,9 +50,8 @@ def point_rows(
                 for number, part in group.groupby("round")
             ]
             gpus = gpus_of(arm)
-            free = "no price given" * (price is None) or "the number of GPUs is unknown" * (
-                not gpus
-            )
+            free = "" if gpus else "the number of GPUs is unknown"
+            free = free if price else "no price given"
             dark = why or ("" if used else "not measured")
             rows.append(
                 PointRow(
