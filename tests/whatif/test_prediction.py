@@ -7,8 +7,9 @@ import pytest
 from tests.whatif.known import COSTS, FRONT_S, known_profile, known_run
 from workbench.errors import PlanError, ResultError
 from workbench.metrics.gates.gate import Gate
+from workbench.whatif.fits import RESAMPLES
 from workbench.whatif.held_out import held_out
-from workbench.whatif.prediction import predict
+from workbench.whatif.prediction import interval, predict
 from workbench.whatif.prediction_text import prediction_page
 
 PROFILE = known_profile()
@@ -191,3 +192,8 @@ def test_the_page_says_what_was_not_checked(tmp_path):
     assert page.count("not checked here") == 4 and "p99: not predicted" in page
     assert "Pollaczek-Khinchine" in page
     assert "differ from their fit, in the median: prefill 0%, decode step 0%, transfer 0%" in page
+
+
+def test_a_range_of_draws_is_named_by_its_level():
+    assert interval(10) == "83 % prediction interval (range of 11 simulations)"
+    assert interval(RESAMPLES).startswith("91 % ")  # as the charts of a run say

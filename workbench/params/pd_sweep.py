@@ -285,8 +285,8 @@ class PdSweep(LoadParams):
         for name in ("models", "rates_per_s", "concurrencies", "search", "working_sets"):
             if value := getattr(self, name):
                 yield (
-                    f"{name}={_plain(value)} and predict=True exclude each other. Leave out one (example:"
-                    f" {example})"
+                    f"{name}={_plain(value)} and predict=True exclude each other. Leave out one"
+                    f" (example: {example})"
                 )
         if self.connector == ALL_CONNECTORS:
             yield must_be("connector", "a single one with predict=True", self.connector, "nixl")

@@ -141,6 +141,11 @@ def looks(
     return found
 
 
+def predicted(looks: dict[str, Look]) -> dict[str, Look]:
+    """The same looks, for predictions."""
+    return {name: replace(look, hollow=True) for name, look in looks.items()}
+
+
 def records(frame: pd.DataFrame, numbers: Sequence[str], **chosen: str) -> list[Row]:
     """The rows whose columns have the values that are `chosen`, and whose first number is positive.
 

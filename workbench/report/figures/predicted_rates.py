@@ -17,7 +17,7 @@ def predicted_rates(frame: pd.DataFrame, title: str, caption: str = "") -> Chart
     if frame.empty:
         return no_data("Prediction", title)
     rows = marks.records(frame, ("rate_per_s",))
-    look = marks.looks(marks.unique(rows, "topology"))
+    look = marks.predicted(marks.looks(marks.unique(rows, "topology")))
 
     def paint(figure: Figure) -> None:
         for axes, name in zip(figure.subplots(1, 2), ("ttft", "tpot"), strict=True):
@@ -31,11 +31,7 @@ def predicted_rates(frame: pd.DataFrame, title: str, caption: str = "") -> Chart
                     low, value, high = (
                         1000 * row[f"{name}{end}_s"] for end in ("_low", "", "_high")
                     )
-                    axes.vlines(row["rate_per_s"], low, high, color=mine.colour, linewidth=3)
-                    axes.plot(
-                        row["rate_per_s"], value, marker=mine.marker, markersize=9, zorder=3,
-                        color=mine.colour, markerfacecolor="white", markeredgewidth=2,
-                    )  # fmt: skip
+                    marks.mark(axes, row["rate_per_s"], value, (low, high), mine, upright=True)
             axes.set(xlim=(0, None), ylim=(0, None), xlabel="arrival rate, req/s")
             axes.set_ylabel(f"predicted median {name.upper()}, ms")
 

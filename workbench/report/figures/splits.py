@@ -27,7 +27,7 @@ def splits(frame: pd.DataFrame, title: str) -> Chart:
     mine = [row for row in rows if row["gpus"] == most and row["split"]]
     plain = [row for row in rows if not row["split"]]
     kinds = list(dict.fromkeys(row["limited_by"] for row in mine if row["rate_per_s"] > 0))
-    look = marks.looks(kinds, "point")
+    look = marks.predicted(marks.looks(kinds, "point"))
     keys: dict[str, marks.Key] = {f"limit: {name}": look[name] for name in kinds}
     if any(row["rate_per_s"] > 0 for row in plain):
         keys[_OF_AGGREGATED] = marks.REFERENCE
@@ -88,12 +88,7 @@ def _ratios(axes: Axes, rows: list[marks.Row], look: dict[str, marks.Look]) -> N
 def _hollow(axes: Axes, x: float, row: marks.Row, look: marks.Look) -> None:
     """A predicted value with its interval; an arrow where it may be higher."""
     value = row["rate_per_s"]
-    if marks.has_interval(row["low"], row["high"]):
-        axes.vlines(x, row["low"], row["high"], color=look.colour, linewidth=3)
-    axes.plot(
-        x, value, marker=look.marker, markersize=8.5, color=look.colour, zorder=3,
-        markerfacecolor="white", markeredgewidth=2,
-    )  # fmt: skip
+    marks.mark(axes, x, value, (row["low"], row["high"]), look, upright=True)
     if row["open_end"] and not isfinite(row["high"]):
         axes.annotate(
             "", (x, value), xytext=(0, 16), textcoords="offset points",
