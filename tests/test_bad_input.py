@@ -314,7 +314,7 @@ PARAMETERS = [
     (SWEEP, {**PREDICT, "measure": "2p1d"}, "measure must be of topology (1p2d)", "2p1d", "1p2d"),
     (SWEEP, {**PREDICT, "measure": "2q"}, "measure must be of topology (1p2d)", "'2q'", "1p2d"),
     (SWEEP, {**PREDICT, "connector": "all"}, "connector must be a single one", "'all'", "nixl"),
-    (SWEEP, {**PREDICT, "rates_per_s": [1]}, "rates_per_s=[1.0] and predict=True", "1", "-p meas"),
+    (SWEEP, {**PREDICT, "rates_per_s": [1]}, "rates_per_s=1 and predict=True", "1", "-p meas"),
     (SWEEP, {**PREDICT, **LIMIT}, "search=True and predict=True exclude", "True", "-p measure"),
     (
         SWEEP,
