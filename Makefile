@@ -3,7 +3,7 @@
 # make check    for those who work on the code: lint, types, imports, every test without real servers
 # make test     the same, then the fault matrix on simulated servers and the tests on the real engine
 # make test-places   real servers in containers (docker or podman) and on several hosts (root, RAY=1)
-# make test-long   what the tests do with few launches, kills and rounds, with more of each
+# make test-long   the tests with more launches, kills and rounds
 # make test-apart   the workbench in a new environment without vLLM, measuring that of .venv
 # make lab      JupyterLab on the notebooks
 # make compat VERSION=0.26.0   the workbench on another vLLM: a row of docs/compatibility.md
@@ -34,7 +34,7 @@ quick: setup
 	nbstripout --verify --keep-id notebooks/*.ipynb
 	pytest -n 2 -m "not engine and not servers and not alone"
 
-# Each call of pytest loads all tests, and ends with one of the two processes idle: so few calls.
+# Few calls of pytest, because each loads all tests, and ends with one of its two processes idle.
 test: quick
 	pytest -n 2 --dist loadgroup -m "(servers or engine) and not (alone or apart or places or long)"
 	pytest -m alone

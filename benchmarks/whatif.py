@@ -1,7 +1,8 @@
-"""What-if predictions beside measured topologies, as rows of the tables in docs/whatif.md.
+"""Predicted against measured topologies, as rows of the tables in docs/whatif.md.
 
     python benchmarks/whatif.py profile outputs             # runs 1p1d; prints its profile.json
     python benchmarks/whatif.py check profile.json outputs  # runs the others, prints the table
+    python benchmarks/whatif.py splits profile.json outputs # highest rates, predicted and measured
     python benchmarks/whatif.py real outputs                # both with vLLM, a core per instance
     python benchmarks/whatif.py real outputs profile.json   # the same without the profile
     python benchmarks/whatif.py speed                       # 100,000 requests x 8 topologies
@@ -26,12 +27,14 @@ from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.params.notebooks import check_params
 from workbench.serve.simulated import instance, kv_blocks, scheduler
 from workbench.topology import Topology
-from workbench.whatif.closed_form import closed_form
-from workbench.whatif.costs import Costs
 from workbench.whatif.held_out import HeldOut, held_out
-from workbench.whatif.profile import Profile, profile_of, read_profile
+from workbench.whatif.highest_rates import highest_rates, verdicts
+from workbench.whatif.measured_profile import profile_of
+from workbench.whatif.model.closed_form import closed_form
+from workbench.whatif.model.costs import Costs
+from workbench.whatif.model.simulation import plain_load, simulate
+from workbench.whatif.profile import Profile, read_profile
 from workbench.whatif.profile_plan import profile_plan
-from workbench.whatif.simulation import plain_load, simulate
 
 LOAD = {
     "engine": "simulated",
@@ -48,6 +51,7 @@ HELD_OUT = "1p2d,2p1d,1p4d,2p2d,4p1d,4p4d,2a,4a"
 SHARES = (0.3, 0.6)
 """Rates, as fractions of the highest one of a topology, for prompts that are not shared."""
 SEED, REQUESTS = 7, 60
+SPLIT_GPUS, SPLIT_LIMITS = 3, {"ttft_limit_ms": 800.0, "tpot_limit_ms": 45.0}
 COLUMNS = (
     *("topology", "rate, 1/s", "utilisation", "TTFT, ms", "predicted", "error"),
     *("TPOT, ms", "predicted", "error", "E2E", "throughput"),
@@ -89,6 +93,34 @@ def check(profile_file: str, output_dir: str, workload: str = "short") -> None:
         plan = slowed(_held_out_plan(profile, given | {"requests": REQUESTS}, text))
         for line in _measured(profile, plan, text):
             print(line, flush=True)
+
+
+def splits(profile_file: str, output_dir: str) -> None:
+    """Search for the highest rate of each topology of SPLIT_GPUS instances, simulated and real."""
+    profile = read_profile(profile_file)
+    found = highest_rates(profile, SPLIT_LIMITS, SPLIT_GPUS)
+    print(*verdicts(found), sep="\n")
+    print("| topology | predicted, 1/s | limit | measured: met, missed | within the limits |")
+    print(f"|{'---|' * 5}")
+    for row in (one for one in found.served if one.gpus == SPLIT_GPUS):
+        given = LOAD | SPLIT_LIMITS | {
+            "topology": str(row.topology), "opponents": False, "rounds": 1, "seed": SEED,
+            "search": True, "requests": 2 * REQUESTS, "output_dir": output_dir,
+            "rate_per_s": float(f"{0.7 * row.rate_per_s:.3g}"),
+            "connector": LOAD["connector"] if row.topology.disaggregated else "none",
+        }  # fmt: skip
+        plan = slowed(wb.plan(check_params("pd_sweep", given)))
+        result = asyncio.run(wb.run(plan, echo=lambda _: None))
+        (got,) = result.run.decisions
+        least = "at least " * bool(row.open_end)
+        print(
+            f"| {row.topology} | {least}{row.rate_per_s:.3g} [{row.low:.3g}, {row.high:.3g}]"
+            f" | {row.limited_by} | {got.met:.3g}, {got.missed:.3g}"
+            f" | {got.share:.0%} [{got.share_low:.0%}, {got.share_high:.0%}] {got.note} |",
+            flush=True,
+        )
+        failed = "; ".join(one.sentence for one in result.run.gates if one.outcome == "FAIL")
+        print(f"load average {os.getloadavg()[0]:.1f}; failed gates: {failed or 'none'}")
 
 
 def real(output_dir: str, profile_file: str = "") -> None:
@@ -184,4 +216,11 @@ def speed(requests: int = 100_000) -> None:
 
 if __name__ == "__main__":
     act, *rest = sys.argv[1:]
-    {"profile": measure_profile, "check": check, "real": real, "speed": speed}[act](*map(str, rest))
+    acts = {
+        "profile": measure_profile,
+        "check": check,
+        "splits": splits,
+        "real": real,
+        "speed": speed,
+    }
+    acts[act](*map(str, rest))

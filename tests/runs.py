@@ -9,7 +9,8 @@ from uuid import uuid4
 import pytest
 
 from workbench.serve.connectors import connector
-from workbench.serve.deployment import Deployment, DeploymentPlan, deploy, plan_deployment
+from workbench.serve.deployed import Deployment, DeploymentPlan
+from workbench.serve.deployment import deploy, plan_deployment
 from workbench.serve.processes.launcher import Launcher
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import Topology

@@ -15,7 +15,7 @@ from nbclient.exceptions import DeadKernelError
 from tests.whatif.known import known_profile
 from workbench import cli
 from workbench.hardware.interpreter import Interpreter
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 from workbench.params.run_id import run_id
 from workbench.serve.vllm import EngineSettings
 from workbench.terminal import say

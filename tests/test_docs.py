@@ -28,7 +28,8 @@ from workbench.errors import ParameterError
 from workbench.experiment.plan.arms import plan, servers_of
 from workbench.hardware.machine import repository_root
 from workbench.metrics.gates.gate_table import GATES
-from workbench.params.notebooks import CONNECTORS, NOTEBOOKS, EngineParams, check_params
+from workbench.params.notebooks import NOTEBOOKS, EngineParams, check_params
+from workbench.params.pd_sweep import CONNECTORS
 from workbench.params.serving import serving_params
 from workbench.report.glossary import GLOSSARY
 

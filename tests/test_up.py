@@ -17,7 +17,7 @@ import pytest
 
 from workbench import cli
 from workbench.hardware.machine import repository_root
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 from workbench.params.serving import SERVING
 from workbench.params.shared import EngineParams, LoadParams
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from workbench import commands
 from workbench.errors import WorkbenchError
 from workbench.grammars import spare_grammars
-from workbench.params.notebooks import CONNECTORS, NOTEBOOKS
+from workbench.params.notebooks import NOTEBOOKS
+from workbench.params.pd_sweep import CONNECTORS
 
 if TYPE_CHECKING:
     pass
@@ -285,13 +286,13 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     predict.add_argument(
         "--splits", type=int, default=0, metavar="GPUS",
-        help="instead of one load: the highest rate within ttft_limit_ms and tpot_limit_ms of every"
-        " P:D ratio on 2 to GPUS GPUs, with cost if gpu_hour_price is set",
+        help="for every P:D ratio on 2 to GPUS GPUs, predict the highest rate within ttft_limit_ms"
+        " and tpot_limit_ms (not one load), and its cost if gpu_hour_price is set",
     )  # fmt: skip
     predict.add_argument(
         "--page", type=Path, metavar="FILE",
-        help="only with --splits: write the page to FILE, SVG and PNG beside it (default:"
-        " splits.html beside the profile)",
+        help="only with --splits: write the page to FILE, with SVG and PNG in the same folder"
+        " (default: splits.html in the folder of the profile)",
     )  # fmt: skip
     _add_parameters(predict)
     predict.set_defaults(act=commands.predict)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from workbench.errors import ParameterError, must_be, needs, unused
 
 if TYPE_CHECKING:
-    from workbench.experiment.result.facts import TargetRow
+    from workbench.experiment.result.finding_rows import TargetRow
 
 
 def given_parameters(options: argparse.Namespace) -> dict[str, Any]:

@@ -12,14 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from workbench.errors import ParameterError, ResultError, WorkbenchError
-from workbench.params.notebooks import (
-    NOTEBOOKS,
-    EngineParams,
-    PdSweep,
-    as_typed,
-    changed,
-    check_params,
-)
+from workbench.params.notebooks import NOTEBOOKS, EngineParams, as_typed, changed, check_params
+from workbench.params.pd_sweep import PdSweep
 
 if TYPE_CHECKING:
     from workbench.experiment.result.facts import RunFacts, RunOutcome

@@ -14,7 +14,8 @@ from typing import Any
 
 import click
 
-from workbench.experiment.result.facts import RunFacts, TargetRow
+from workbench.experiment.result.facts import RunFacts
+from workbench.experiment.result.finding_rows import TargetRow
 from workbench.experiment.result.result_file import jsonable
 from workbench.experiment.run.progress import spell_s
 from workbench.experiment.run.under_way import Now, RunUnderWay

@@ -19,9 +19,11 @@ from workbench.experiment.plan.plan import Arm
 from workbench.experiment.result.run_folder import output_root
 from workbench.experiment.run.servers import deployed
 from workbench.hardware.machine import repository_root
-from workbench.params.notebooks import PdSweep, as_typed
+from workbench.params.notebooks import as_typed
+from workbench.params.pd_sweep import PdSweep
 from workbench.serve.attach import parameters_for
-from workbench.serve.deployment import Deployment, DeploymentPlan, launcher_for
+from workbench.serve.deployed import Deployment, DeploymentPlan
+from workbench.serve.deployment import launcher_for
 from workbench.serve.processes.startup import failure
 
 

@@ -9,7 +9,8 @@ import pytest
 from workbench.compose.profiles import compose_params, profiles_of
 from workbench.errors import ParameterError, PlanError
 from workbench.experiment.plan.arms import plan
-from workbench.params.notebooks import PdSweep, check_params
+from workbench.params.notebooks import check_params
+from workbench.params.pd_sweep import PdSweep
 
 IMAGE = {"image": "my/vllm:1"}
 

@@ -14,7 +14,8 @@ from tests.runs import lend, start
 from workbench.hardware.interpreter import interpreter
 from workbench.hardware.machine import fast_bf16
 from workbench.serve.checks.argument_check import abilities
-from workbench.serve.deployment import Deployment, launcher_for
+from workbench.serve.deployed import Deployment
+from workbench.serve.deployment import launcher_for
 from workbench.serve.processes.launcher import Launcher
 from workbench.serve.tiny_model import tiny_model
 from workbench.serve.vllm import EngineSettings, number_format

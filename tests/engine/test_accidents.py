@@ -22,8 +22,8 @@ from workbench.experiment.run.run import run
 from workbench.load.drive.driver import drive_in_thread
 from workbench.load.workload.arrivals import closed
 from workbench.load.workload.workload import reference
-from workbench.params.notebooks import PdSweep
-from workbench.serve.deployment import Deployment, DeploymentPlan
+from workbench.params.pd_sweep import PdSweep
+from workbench.serve.deployed import Deployment, DeploymentPlan
 from workbench.serve.processes.ports import unused_ports
 from workbench.serve.tiny_model import tiny_model
 from workbench.serve.vllm import EngineSettings

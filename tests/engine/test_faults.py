@@ -17,9 +17,9 @@ from workbench.experiment.result.result import Result
 from workbench.experiment.run.launch import isolation, measure
 from workbench.experiment.run.run import run
 from workbench.load.workload.workload import Workload
-from workbench.params.notebooks import PdSweep
-from workbench.serve import deployment
-from workbench.serve.deployment import Deployment, DeploymentPlan
+from workbench.params.pd_sweep import PdSweep
+from workbench.serve import deployed
+from workbench.serve.deployed import Deployment, DeploymentPlan
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -55,7 +55,7 @@ async def test_a_proxy_that_loses_the_transfer_parameters_is_found_out(
 
     monkeypatch.setattr(Arm, "deployment", forgetful)
     # Prefill holds the KV that nobody fetches, and refuses every reset until its lease ends.
-    monkeypatch.setattr(deployment, "RESET_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(deployed, "RESET_TIMEOUT_S", 0.5)
     made = small(tmp_path, topology="1p1d", connector="nixl")
     (arm,) = made.arms
     result = await run(replace(made, arms=(replace(arm, passes=arm.passes[:1]),)))

@@ -8,7 +8,7 @@ import pytest
 from tests.runs import BUSY, not_passed
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.run.run import run
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -17,7 +17,7 @@ from workbench.experiment.run.run import run
 from workbench.hardware.interpreter import interpreter
 from workbench.monitoring.panels import Panel, panels_for
 from workbench.monitoring.query import Query
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 from workbench.report.figures import panels
 from workbench.serve.connectors import connector
 

@@ -18,7 +18,7 @@ from workbench.experiment.run.run import run
 from workbench.experiment.run.run_log import Echo
 from workbench.hardware.interpreter import interpreter
 from workbench.metrics.waterfall.waterfall import PARTS, closes
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 from workbench.serve.connectors import connector
 
 pytestmark = [

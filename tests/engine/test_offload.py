@@ -9,7 +9,7 @@ from tests.runs import BUSY, causes, not_passed
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.result.result import Result
 from workbench.experiment.run.run import run
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -12,7 +12,8 @@ from workbench.experiment.run.launch.isolation import make_state, read_counters
 from workbench.metrics.counters import TransferCounters
 from workbench.metrics.prometheus import difference
 from workbench.serve.connectors import connector
-from workbench.serve.deployment import Deployment, launcher_for
+from workbench.serve.deployed import Deployment
+from workbench.serve.deployment import launcher_for
 from workbench.serve.vllm import EngineSettings
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

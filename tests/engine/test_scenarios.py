@@ -12,9 +12,9 @@ import pytest_asyncio
 from tests.runs import start
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.run.run import run
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 from workbench.params.shared import SCENARIOS
-from workbench.serve.deployment import Deployment
+from workbench.serve.deployed import Deployment
 from workbench.serve.processes.launcher import Launcher
 from workbench.serve.vllm import EngineSettings
 

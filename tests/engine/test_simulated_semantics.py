@@ -19,7 +19,7 @@ from workbench.hardware.interpreter import interpreter
 from workbench.metrics import prometheus
 from workbench.serve import simulated
 from workbench.serve.connectors import connector
-from workbench.serve.deployment import Deployment, DeploymentPlan
+from workbench.serve.deployed import Deployment, DeploymentPlan
 from workbench.serve.simulated.kv_blocks import BLOCK_TOKENS, TOKEN_BYTES
 from workbench.serve.vllm import EngineSettings
 

@@ -14,7 +14,7 @@ from workbench.experiment.plan.arms import plan
 from workbench.experiment.result.result import Result
 from workbench.experiment.run.run import run
 from workbench.experiment.run.run_log import Echo
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 from workbench.serve.connectors import connector
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

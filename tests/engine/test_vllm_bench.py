@@ -26,7 +26,7 @@ from workbench.load.workload.workload import Request, Workload
 from workbench.metrics.latency import latencies
 from workbench.metrics.peers.read_peer import read_peer
 from workbench.records import to_frame
-from workbench.serve.deployment import Deployment
+from workbench.serve.deployed import Deployment
 from workbench.serve.tiny_model import tiny_model
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.alone]

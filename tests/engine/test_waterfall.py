@@ -13,7 +13,7 @@ from workbench.load.workload.workload import Workload, reference
 from workbench.metrics.prometheus import Counters, difference
 from workbench.metrics.waterfall.waterfall import PARTS, closes, doubts, waterfall
 from workbench.records import to_frame
-from workbench.serve.deployment import Deployment
+from workbench.serve.deployed import Deployment
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.alone]
 

@@ -23,7 +23,8 @@ from workbench.experiment.run import run_facts
 from workbench.hardware import machine
 from workbench.hardware.gpus import Gpu
 from workbench.metrics.latency import latencies
-from workbench.params.notebooks import PdSweep, PrefixCache
+from workbench.params.notebooks import PrefixCache
+from workbench.params.pd_sweep import PdSweep
 from workbench.records import RequestRecord, to_frame
 from workbench.serve.processes.ports import free_ports
 from workbench.serve.simulated import answers

@@ -67,6 +67,17 @@ def test_arms_passes_and_metric_are_chosen(explorer, recorded):
     assert explorer.figure.layout.yaxis.title.text.startswith("E2E latency, ms")
 
 
+def test_the_hover_text_tells_points_apart(explorer, recorded):
+    points = explorer.figure.data[0]
+    assert points.hovertemplate.startswith(
+        "%{text}, round %{customdata[0]}, request %{customdata[1]}<br>TTFT, ms: "
+    )
+    numbers = {(text, *which) for text, which in zip(points.text, points.customdata, strict=True)}
+    rows = recorded.requests
+    arms, states = rows["arm"] + ", ", rows["pass"]
+    assert numbers == set(zip(arms + states, rows["round"] + 1, rows["index"], strict=True))
+
+
 def test_a_click_opens_the_request(explorer):
     clicks(explorer, 0, [7])
     name = explorer.sides[0].source.name(int(explorer.sides[0].drawn[7]))
@@ -80,7 +91,7 @@ def test_the_list_and_the_search_open_requests_by_keyboard(explorer):
     assert "request 2 (" in explorer.page.value
     explorer.find.value = "no such request"
     assert explorer.found.options == ()
-    assert "None of these requests has this id: no such request" in explorer.page.value
+    assert "No match among these requests: no such request" in explorer.page.value
 
 
 def test_a_brush_selects_all_rows_in_its_box_and_can_be_cleared(explorer, recorded):
@@ -126,7 +137,8 @@ def test_a_brush_without_a_point_says_so_and_can_be_cleared(explorer):
 
 def test_two_results_stand_side_by_side(recorded):
     both = Explorer([source_of(one) for one in what_is(recorded, recorded.folder)])
-    assert "All 342 requests are drawn." in both.note.value
+    assert "All 342 requests are drawn. In a PD split, the" in both.note.value
+    assert both.note.value.count("PD split") == 1  # true of both
     assert len(both.figure.data) == 2 * (2 + 19)
     clicks(both, both.figure.data.index(both.figure.data[21]), [0])
     assert "<h3>" in both.page.value
@@ -136,8 +148,20 @@ def test_two_results_stand_side_by_side(recorded):
 def test_lookups_of_a_log_are_explored_likewise(log):
     explorer = Explorer([source_of(*what_is(log, None))])
     assert "All 12 lookups are drawn." in explorer.note.value
+    explorer.find.value = "1"
     explorer.found.index = 0
-    assert "Token sources" in explorer.page.value and "lookup" in explorer.found.label
+    assert "Token sources" in explorer.page.value and "lookup 2: r-1" in explorer.found.label
+    assert "<td>retrieval, ms</td>" in explorer.page.value
+    hidden = [one.layout.display == "none" for one in (explorer.arms, explorer.passes)]
+    assert hidden == [True, False]  # one engine; some hits were not retrieved
+    assert explorer.passes.description == "Loading"
+    assert explorer.passes.value == ("hit without a retrieval", "retrieved")
+
+
+def test_a_log_without_lookups_has_an_empty_figure(tmp_path):
+    path = tmp_path / "lmcache.log"
+    path.write_text("INFO started\n")
+    assert "No row has a value." in Explorer([source_of(*what_is(path, None))]).note.value
 
 
 def test_many_points_are_a_sample_and_say_so(recorded):
@@ -149,6 +173,7 @@ def test_many_points_are_a_sample_and_say_so(recorded):
         source,
         rows=source.rows.loc[source.rows.index.repeat(times)].reset_index(drop=True),
         metrics={name: np.repeat(values, times) for name, values in source.metrics.items()},
+        numbered={name: np.repeat(values, times) for name, values in source.numbered.items()},
         name=str,
     )
     explorer = Explorer([many])

@@ -4,7 +4,8 @@ import pytest
 
 from workbench.errors import ParameterError
 from workbench.explorer.fields import checked, fields_of, named_in
-from workbench.params.notebooks import NOTEBOOKS, PdSweep, check_params
+from workbench.params.notebooks import NOTEBOOKS, check_params
+from workbench.params.pd_sweep import PdSweep
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)

@@ -1,6 +1,7 @@
 """The form without a browser, on plans that start nothing."""
 
 import asyncio
+import os
 
 import pytest
 
@@ -8,6 +9,8 @@ from workbench.explorer import form as form_module
 from workbench.explorer.form import Form
 from workbench.explorer.running import Planned, Seen, last_log_lines
 from workbench.records import RequestRecord
+
+PLAN = "2 rounds\n\nduration: 0:08"
 
 
 def record(number):
@@ -31,7 +34,7 @@ def started(monkeypatch):
             ended.append("cancelled")
             raise
 
-    monkeypatch.setattr(form_module, "planned", lambda _: Planned("2 rounds, 0:08", run))
+    monkeypatch.setattr(form_module, "planned", lambda _: Planned(PLAN, run))
     monkeypatch.setattr(form_module, "PLAN_AFTER_S", 0.0)
     monkeypatch.setattr(form_module, "TICK_S", 0.02)
     return ended
@@ -46,7 +49,7 @@ async def until(true, within_s=10.0):
 async def test_a_wrong_value_is_refused_while_it_is_typed(started):
     form = Form("pd_sweep", {"topology": "1a"})
     await until(lambda: not form.run_button.disabled)
-    assert "2 rounds, 0:08" in form.plan_text.value
+    assert form.plan_text.value == "<pre tabindex='0'>2 rounds</pre><p>Duration: 0:08</p>"
     assert form.command.value == "papermill notebooks/pd_sweep.ipynb out.ipynb -p topology 1a"
     form.inputs["rounds"].value = "none"
     assert "rounds must be an integer, got &#x27;none&#x27;" in form.problem.value
@@ -113,6 +116,11 @@ async def test_a_finished_run_is_explored(started, monkeypatch, recorded):
 def test_the_last_log_lines_are_those_of_logs_written_since(tmp_path):
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "decode-0.log").write_text("one\ntwo\n\n")
+    (tmp_path / "logs" / "simulated-0.log").touch()
+    earlier = tmp_path / "round-0" / "logs" / "decode-0.log"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text("zero\n")
+    os.utime(earlier, (1, 1))
     assert last_log_lines(tmp_path, since_s=0) == [("logs/decode-0", "two")]
     assert last_log_lines(tmp_path, since_s=1e12) == []
 

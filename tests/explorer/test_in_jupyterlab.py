@@ -18,6 +18,7 @@ from typing import Any
 
 import nbformat
 import pytest
+from matplotlib.image import imread
 
 from tests.conftest import left_running, marked_processes
 from tests.whatif.known import known_profile
@@ -105,6 +106,11 @@ def picture(tab: Any, folder: Path, name: str, part: Any) -> None:
     tab.screenshot(path=folder / f"{name}.png")
 
 
+def lightness(png: Path) -> float:
+    """The mean of a picture, from 0 for black to 1 for white."""
+    return float(imread(png)[..., :3].mean())
+
+
 def brush(tab: Any, panel: Any) -> None:
     """Drag a box over the upper half of a panel."""
     panel.scroll_into_view_if_needed()
@@ -137,9 +143,11 @@ def test_a_form_is_filled_and_a_run_cancelled_and_requests_are_explored(
     tab.locator(".js-plotly-plot .point").first.wait_for()
     assert marked_processes(token).keys() - before.keys()
     cancel = tab.get_by_role("button", name="Cancel", exact=True)
+    assert cancel.evaluate("(button) => button === document.activeElement")
     picture(tab, tmp_path, "running", cancel)
-    cancel.click()
+    tab.keyboard.press("Enter")
     tab.get_by_text("finished launches are kept, and Run continues").wait_for()
+    tab.locator("button:focus", has_text="Run").wait_for()
     assert left_running(token, within_s=10, besides=before) == {}
 
     # The explorer: list by keyboard, brush, click.
@@ -152,6 +160,10 @@ def test_a_form_is_filled_and_a_run_cancelled_and_requests_are_explored(
     tab.wait_for_function("(h) => document.querySelector('.wb-one h3').innerText !== h", arg=first)
     figure = tab.locator(".js-plotly-plot").last
     figure.scroll_into_view_if_needed()
+    buttons = figure.evaluate(
+        "(one) => [...one.querySelectorAll('.modebar-btn')].map(({dataset}) => dataset.title)"
+    )
+    assert "Reset axes" in buttons and not any("Share" in title for title in buttons)
     for panel in range(3):  # over time, the distribution, by cached share
         brush(tab, figure.locator(".nsewdrag").nth(panel))
         tab.get_by_text("Selection, TTFT, ms").wait_for()
@@ -206,3 +218,10 @@ def test_a_form_is_filled_and_a_run_cancelled_and_requests_are_explored(
     picture(tab, tmp_path, "form-dark", run)
     picture(tab, tmp_path, "brushed-dark", figure)
     picture(tab, tmp_path, "sliders-dark", rate)
+    for number, drawing in enumerate((figure, tab.locator(".wb-drawing"))):
+        drawing.screenshot(path=tmp_path / f"dark-{number}.png")
+        assert lightness(tmp_path / f"dark-{number}.png") < 0.2
+    with tab.expect_download() as waiting:
+        tab.get_by_role("button", name="Save as PNG").click()
+    waiting.value.save_as(tmp_path / "saved.png")
+    assert lightness(tmp_path / "saved.png") > 0.9

@@ -20,7 +20,20 @@ def test_a_page_has_the_waterfall_the_sources_and_the_stamps(recorded, key):
     cached, computed = (int(n.replace(",", "")) for n in re.findall(r">([\d,]+) tokens<", page))
     assert (cached, cached + computed) == (row["cached_tokens"], row["prompt_tokens"])
     assert f"+{1000 * row['ttft_s']:,.2f} ms</td><td>first token at the client" in page
-    assert "32 chunks" in page and "Simulated servers write none" in page
+    assert "32 chunks" in page and "Simulated servers write no log" in page
+
+
+def test_an_aggregated_request_has_no_words_of_a_split_one(recorded):
+    keys = ["arm", "round", "pass", "index", "request_id"]
+    rows = recorded.requests
+    page, split = (
+        request_page(recorded, rows.loc[rows["arm"] == arm, keys].iloc[0])
+        for arm in ("3a", "1p2d lmcache")
+    )
+    assert ">API server</td>" in page and "<td>request sent by the proxy</td>" in page
+    assert "Instance: http" in page and "Instances: prefill http" in split
+    for role in ("prefill", "decode"):
+        assert role not in page and f"<td>{role} request sent by the proxy</td>" in split
 
 
 def test_lines_of_the_launch_that_name_the_request_are_shown(recorded, key, tmp_path):

@@ -15,7 +15,7 @@ def test_the_rows_of_a_run_are_its_successful_requests(recorded):
     source = source_of(*what_is(recorded.folder, None))
     rows = recorded.requests
     assert source.what == "requests" and "(simulated)" in source.title
-    assert len(source.rows) == len(rows) and source.note.startswith(
+    assert len(source.rows) == len(rows) and source.notes[0].startswith(
         "In a PD split, the cached share"
     )
     assert np.allclose(source.metrics["TTFT, ms"], 1000 * rows["ttft_s"])
@@ -29,18 +29,20 @@ def test_failed_requests_are_counted_and_not_drawn(recorded, tmp_path):
     failing = Result(run=recorded.run, folder=tmp_path, frames={"requests": rows})
     source = source_of(failing)
     assert len(source.rows) == len(rows) - 1
-    assert source.note.startswith("Failed requests are not drawn (1).")
+    assert source.notes[0].startswith("Failed requests are not drawn (1).")
 
 
 def test_a_run_with_failed_gates_says_so_with_what_they_take_away(recorded):
     failed = Gate(name="no failures", outcome="FAIL", sentence="2 requests failed.")
-    said = source_of(replace(recorded, run=replace(recorded.run, gates=(failed,)))).note
+    said = source_of(replace(recorded, run=replace(recorded.run, gates=(failed,)))).notes[0]
     assert said.startswith("Gates failed: requests failed: do not use")
     assert "2 requests failed." in said
     void = replace(recorded.run, gates=(failed,), unproven="1p1d is faster")
-    assert source_of(replace(recorded, run=void)).note.startswith("Not valid: ")
-    assert source_of(replace(recorded, run=replace(void, status="failed"))).note.startswith(
-        "Run failed: The run ended with an error. 2 requests failed."
+    assert source_of(replace(recorded, run=void)).notes[0].startswith("Not valid: ")
+    assert (
+        source_of(replace(recorded, run=replace(void, status="failed")))
+        .notes[0]
+        .startswith("Run failed: The run ended with an error. 2 requests failed.")
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from tests.experiment.result.test_point_tables import RUN
 from tests.golden.replay import RECORDINGS
 from workbench.experiment.result import result_file
-from workbench.experiment.result.facts import LoadRow
+from workbench.experiment.result.finding_rows import LoadRow
 from workbench.experiment.result.result import Result
 from workbench.exports.sheets import save_tables, tables_of
 from workbench.metrics.latency import latencies

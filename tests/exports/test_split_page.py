@@ -24,7 +24,7 @@ def test_splits_are_printed_and_written_as_page_svg_and_png(ran, tmp_path):
     limits = ("-p", "ttft_limit_ms", "300", "-p", "tpot_limit_ms", "11.5")
     status, out, _ = ran("--splits", "2", *limits, "-p", "gpu_hour_price", "4 USD")
     assert status == 0 and out.startswith("2 instances: ")
-    assert "no number was checked here" in out and "USD per million output tokens" in out
+    assert "No held-out run has checked" in out and "USD per million output tokens" in out
     page = (tmp_path / "splits.html").read_text()
     assert out.splitlines()[0] in page and "Simulated." in page
     assert "workbench predict" in page and page.count("<tr>") == 3
@@ -40,6 +40,8 @@ def test_splits_are_printed_and_written_as_page_svg_and_png(ran, tmp_path):
         (("--splits", "2", "--measured", "RUN"), "--measured=RUN does not apply to --splits"),
         (("--splits", "2", "-p", "ttft_limit_ms", "300", "--page", "/none/a.html"),
          "/none/a.html cannot be written: No such file"),
+        (("--splits", "2", "-p", "ttft_limit_ms", "300", "--page", "a.svg"),
+         "--page must be a file that ends in .html, got 'a.svg' (example: --page splits.html)"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused(ran, words, says):

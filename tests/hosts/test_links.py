@@ -7,7 +7,7 @@ import pytest
 
 from tests.hosts.hosts import Cluster, hosts
 from tests.hosts.sweeps import measured as sweep
-from workbench.experiment.result.facts import LinkRow
+from workbench.experiment.result.finding_rows import LinkRow
 from workbench.experiment.result.result import load_result
 
 RATES_MBIT = (200, 1000)

@@ -2,7 +2,8 @@ import pytest
 
 from workbench.errors import ParameterError
 from workbench.params.engine_args import count_of, value_of, variables, words
-from workbench.params.notebooks import PaperClaimValidation, PdSweep, check_params
+from workbench.params.notebooks import PaperClaimValidation, check_params
+from workbench.params.pd_sweep import PdSweep
 
 
 def test_arguments_are_split_as_a_shell_does():

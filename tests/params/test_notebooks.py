@@ -11,7 +11,8 @@ import yaml
 from workbench.errors import ParameterError
 from workbench.hardware.machine import repository_root
 from workbench.load.catalogue import WORKLOADS
-from workbench.params.notebooks import NOTEBOOKS, PdSweep, PrefixCache, check_params
+from workbench.params.notebooks import NOTEBOOKS, PrefixCache, check_params
+from workbench.params.pd_sweep import PdSweep
 from workbench.params.shared import OWN_LENGTHS
 from workbench.topology import Topology
 

@@ -8,7 +8,7 @@ import pytest
 from tests.odd_server import Asked, OddServer, http, odd_server
 from workbench.errors import DeploymentError, ParameterError
 from workbench.serve.attach import attach
-from workbench.serve.deployment import Instance
+from workbench.serve.deployed import Instance
 
 Server = AsyncIterator[OddServer]
 

@@ -11,7 +11,8 @@ from tests.fake_docker import FakeDocker
 from workbench.hardware.images import image
 from workbench.serve.checks.capacity import Capacity
 from workbench.serve.connectors import connector
-from workbench.serve.deployment import DeploymentPlan, launcher_for, plan_deployment
+from workbench.serve.deployed import DeploymentPlan
+from workbench.serve.deployment import launcher_for, plan_deployment
 from workbench.serve.processes.containers import ContainerLauncher
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import TensorParallel, Topology

@@ -7,7 +7,8 @@ import pytest
 from tests.environments import environment
 from workbench.serve.checks.capacity import Capacity
 from workbench.serve.connectors import connector
-from workbench.serve.deployment import DeploymentPlan, plan_deployment
+from workbench.serve.deployed import DeploymentPlan
+from workbench.serve.deployment import plan_deployment
 from workbench.serve.processes.forkserver import named
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import TensorParallel, Topology

@@ -10,7 +10,8 @@ from tests.clusters import cluster, host
 from workbench.errors import PlanError
 from workbench.hardware.hosts import THIS_MACHINE, Cluster
 from workbench.serve.connectors import connector
-from workbench.serve.deployment import Deployment, DeploymentPlan, launcher_for, plan_deployment
+from workbench.serve.deployed import Deployment, DeploymentPlan
+from workbench.serve.deployment import launcher_for, plan_deployment
 from workbench.serve.processes.ray_hosts import RayLauncher
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import TensorParallel, Topology

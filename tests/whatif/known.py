@@ -11,12 +11,12 @@ from workbench.experiment.result.facts import ArmFacts, EngineFacts, RunFacts
 from workbench.experiment.result.result import Result
 from workbench.hardware import machine
 from workbench.metrics.latency import latencies
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 from workbench.topology import Topology
-from workbench.whatif.costs import Costs
 from workbench.whatif.fits import Fit
+from workbench.whatif.model.costs import Costs
+from workbench.whatif.model.simulation import Load, Simulated, simulate
 from workbench.whatif.profile import Profile
-from workbench.whatif.simulation import Load, Simulated, simulate
 
 COSTS = Costs(
     prefill_step_s=0.01,
@@ -109,7 +109,7 @@ def known_run(topology: str = "1p1d", *, folder: Path = Path("none")) -> Result:
             overheads_s=np.tile([FRONT_S, 0.0, 0.0, 0.0], (len(prompts), 1)),
         )
         made, sent = _as_rows(simulate(Topology.parse(topology), load, COSTS), topology, name)
-        requests.append(made)
+        requests.append(made.assign(concurrency=concurrency))
         legs.append(sent)
     frames = {"requests": latencies(pd.concat(requests)), "legs": pd.concat(legs)}
     arm = ArmFacts(

@@ -7,8 +7,9 @@ import pytest
 from tests.whatif.known import COSTS, FRONT_S, known_profile, known_run
 from workbench.errors import PlanError, ResultError
 from workbench.metrics.gates.gate import Gate
+from workbench.whatif.fits import RESAMPLES
 from workbench.whatif.held_out import held_out
-from workbench.whatif.prediction import predict
+from workbench.whatif.prediction import interval, predict
 from workbench.whatif.prediction_text import prediction_page
 
 PROFILE = known_profile()
@@ -29,7 +30,7 @@ def test_a_quiet_topology_has_the_ttft_of_a_lone_request():
 
 def test_more_prefill_instances_shorten_the_queue():
     one, two = (predicted({"topology": t, "rate_per_s": 6}) for t in ("1p4d", "2p4d"))
-    assert one.closed.bottleneck == "prefill"
+    assert one.closed.bottleneck == "prefill queue"
     assert one.number("ttft_s").value > 1.2 * two.number("ttft_s").value
     low, value, high = (getattr(one.number("ttft_s"), n) for n in ("low", "value", "high"))
     assert low <= value <= high
@@ -43,7 +44,7 @@ def test_limits_count_the_requests_within_them():
 
 def test_nothing_is_predicted_near_saturation():
     found = predicted({"topology": "1p1d", "rate_per_s": 9})
-    assert found.refused.startswith("near saturation: not predicted (prefill at ")
+    assert found.refused.startswith("near saturation: not predicted (prefill queue at ")
     assert found.numbers == ()
 
 
@@ -89,7 +90,7 @@ def test_shared_prefixes_are_hits_where_the_same_instance_has_them():
 )
 def test_a_ramp_and_a_closed_loop_saturate_too(quiet, busy):
     found = predicted({"topology": "1p1d"} | quiet | busy)
-    assert found.refused.startswith("near saturation: not predicted (prefill at ")
+    assert found.refused.startswith("near saturation: not predicted (prefill queue at ")
     found = predicted({"topology": "4p4d"} | quiet)
     assert found.refused == "" and 0 < found.closed.utilisation < 0.2
 
@@ -127,13 +128,13 @@ def test_transfers_beside_more_others_than_profiled(transfer_s, said):
     if said == "refused":
         assert found.refused.startswith("not predicted: transfers beside up to ")
     else:
-        assert any("of transfers run beside more others than" in one for one in found.doubts)
+        assert any("of transfers overlap with more others than" in one for one in found.doubts)
 
 
 def test_a_time_that_does_not_grow_is_doubted():
     flat = replace(PROFILE.prefill, coefficients=(0.1, 0.0, 0.0))
     found = predicted({"topology": "4p4d", "rate_per_s": 0.5}, replace(PROFILE, prefill=flat))
-    assert "prefill takes as long for any prompt" in found.doubts[0]
+    assert "prefill time does not grow with the prompt" in found.doubts[0]
 
 
 def test_a_tpot_limit_that_no_request_can_meet_is_refused():
@@ -184,10 +185,15 @@ def test_the_page_says_what_was_not_checked(tmp_path):
     path = PROFILE.write(tmp_path)
     page = prediction_page(path, LOAD | {"topology": "1p2d,1p1d", "rate_per_s": "9"})
     assert page.count("near saturation: not predicted") == 2
-    assert "errors at 1a" not in page
+    assert "errors on the profile's own 1a" not in page
     path = replace(PROFILE, aggregated={"cold, 4 in flight": (0.04, -0.1)}).write(tmp_path)
     page = prediction_page(path, LOAD | {"topology": "1p2d", "rate_per_s": "3"})
-    assert "errors at 1a of the same run, 4 in flight: TTFT +4%, TPOT -10%" in page
+    assert "errors on the profile's own 1a (not fitted), 4 in flight: TTFT +4%, TPOT -10%" in page
     assert page.count("not checked here") == 4 and "p99: not predicted" in page
     assert "Pollaczek-Khinchine" in page
     assert "differ from their fit, in the median: prefill 0%, decode step 0%, transfer 0%" in page
+
+
+def test_a_range_of_draws_is_named_by_its_level():
+    assert interval(10) == "83 % prediction interval (range of 11 simulations)"
+    assert interval(RESAMPLES).startswith("91 % ")  # as the charts of a run say

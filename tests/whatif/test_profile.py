@@ -1,52 +1,19 @@
 import re
 from dataclasses import replace
 
-import numpy as np
-import pandas as pd
 import pytest
 
-from tests.whatif.known import COSTS, FRONT_S, known_profile, known_run
+from tests.whatif.known import known_profile, known_run
 from workbench.errors import PlanError, ResultError
-from workbench.metrics.gates.gate import Gate
 from workbench.params.notebooks import check_params
-from workbench.whatif.profile import profile_of, read_profile
+from workbench.whatif.measured_profile import profile_of
+from workbench.whatif.profile import read_profile
 from workbench.whatif.profile_plan import profile_plan
 
 
 @pytest.fixture(scope="module")
 def run():
     return known_run()
-
-
-def test_a_profile_finds_the_costs_of_the_run(run):
-    found = profile_of(run)
-    costs = found.costs()
-    for tokens in (1_000, 4_000, 8_000):
-        assert costs.prefill_s(tokens) == pytest.approx(COSTS.prefill_s(tokens), rel=0.01)
-        assert costs.transfer_of(tokens) == pytest.approx(COSTS.transfer_of(tokens), rel=0.2)
-    for batch in (1, 4, 8):
-        true_s = COSTS.decode_s(batch, batch * 4_000)
-        assert costs.decode_s(batch, batch * 4_000) == pytest.approx(true_s, rel=0.05)
-    assert found.overheads_s[0][1] == pytest.approx(FRONT_S, abs=1e-6)
-    assert found.kv_tokens["decode"] == 268_435_456 // 768
-    assert found.prefill.ranges == {"tokens": (1_000.0, 8_000.0)}
-    assert found.transfer.residual < 0.3
-
-
-def test_the_1a_of_the_run_checks_the_profile(run):
-    """Its steps mix prompts and decoding, as no step of 1p1d does."""
-    alone = known_run("1a").requests
-
-    def errors(rows):
-        both = pd.concat([run.requests, rows])
-        return profile_of(replace(run, frames=run.frames | {"requests": both})).aggregated
-
-    found = errors(alone)
-    assert set(found) == {"cold, 1", "cold, 4"}
-    assert np.abs(list(found.values())).max() < 0.05
-    slower = errors(alone.assign(ttft_s=2 * alone["ttft_s"]))
-    assert slower["cold, 4"][0] == pytest.approx(-0.5, abs=0.03)
-    assert profile_of(run).aggregated == {}
 
 
 def test_a_parameter_that_is_newer_than_the_profile_has_its_default():
@@ -60,31 +27,6 @@ def test_a_parameter_that_is_newer_than_the_profile_has_its_default():
 def test_a_profile_is_the_same_after_writing_and_reading(run, tmp_path):
     found = profile_of(run)
     assert read_profile(found.write(tmp_path)) == found
-
-
-def test_the_engines_log_says_the_kv_space(run, tmp_path):
-    logs = tmp_path / "logs" / "round-0" / "1p1d-nixl"
-    logs.mkdir(parents=True)
-    (logs / "decode-0.log").write_text(
-        "INFO Chunked prefill is enabled with max_num_batched_tokens=4096.\n"
-        "INFO GPU KV cache size: 123,456 tokens\n"
-    )
-    found = profile_of(replace(run, folder=tmp_path))
-    assert found.kv_tokens["decode"] == 123_456 and found.step_tokens == 4_096
-    assert found.kv_tokens["prefill"] == 268_435_456 // 768
-
-
-def test_a_run_that_is_too_small_gives_no_profile(run):
-    rows = run.requests
-    one = rows[rows["prompt_tokens"].isin([1_000, 8_000])]
-    with pytest.raises(ResultError, match="at least 3 prompt lengths, got 2"):
-        profile_of(replace(run, frames=run.frames | {"requests": one}))
-    alone = rows[rows["pass"] == "cold, 1"]
-    with pytest.raises(ResultError, match="at least 3 decode batches, got 1"):
-        profile_of(replace(run, frames=run.frames | {"requests": alone}))
-    untimed = rows.assign(engine_metrics="")
-    with pytest.raises(ResultError, match="cannot give a profile: the decode instance sent no"):
-        profile_of(replace(run, frames=run.frames | {"requests": untimed}))
 
 
 def test_a_profile_of_another_machine_is_refused(run):
@@ -108,16 +50,6 @@ def test_the_load_is_the_profiles_unless_it_is_set():
     assert (made.workload, made.prompt_tokens, made.requests) == ("short", 2_000, 12)
     assert profile.params({"workload": "shared_prefix"}).shared_share == 0.5
     assert profile.params({"output_tokens": "20000"}).prompt_tokens == 2_000
-
-
-def test_a_profile_of_a_run_that_is_not_valid_is_refused(run):
-    def gated(name):
-        gate = Gate(name=name, outcome="FAIL", sentence="")
-        return replace(run, run=replace(run.run, gates=(gate,)))
-
-    with pytest.raises(ResultError, match="gives no profile: its times are not valid: KV transf"):
-        profile_of(gated("no failed transfers"))
-    assert profile_of(gated("client kept up")).doubts[0].startswith("The profile's run is rough: ")
 
 
 def test_other_versions_are_doubted():
@@ -155,12 +87,6 @@ def test_a_damaged_fit_is_refused(tmp_path, change, says):
     damaged = replace(known_profile(), prefill=replace(known_profile().prefill, **change))
     with pytest.raises(ResultError, match=says):
         read_profile(damaged.write(tmp_path))
-
-
-def test_a_transfer_far_from_its_fit_gives_no_profile(run, monkeypatch):
-    monkeypatch.setattr("workbench.whatif.profile.LARGEST_TRANSFER_RESIDUAL", -1.0)
-    with pytest.raises(ResultError, match="its transfer times differ from the fit by"):
-        profile_of(run)
 
 
 def test_the_plan_measures_lengths_and_batches_of_1p1d():

@@ -49,14 +49,14 @@ async def test_errors_of_held_out_topologies_come_first(measured, tmp_path):
     result = await predicted(tmp_path)
     assert measured == ["profile", "pd_sweep"]
     lines = "\n".join(result.prediction_lines())
-    assert lines.startswith("## Predictions\nFirst the errors")
-    assert result.run.profile.startswith("The profile is of 1p1d and 1a: run ")
+    assert lines.startswith("## Predictions\nThe first table has the prediction errors")
+    assert result.run.profile.startswith("Profile of 1p1d and 1a: run ")
     (held,) = result.held_out_table().to_dict("records")
     assert held["arm"] == "2p2d" and held["TTFT, ms"].startswith(("+", "-"))
     assert "predicted" in held["TPOT, ms"]
     checks = dict(result.prediction_table()[["topology", "check"]].itertuples(index=False))
     assert checks["2p2d"] == "held out" and checks["2p4d"] == "not checked here"
-    assert checks["1p1d"].startswith("near saturation: not predicted (prefill at ")
+    assert checks["1p1d"].startswith("near saturation: not predicted (prefill queue at ")
     assert load_result(result.folder).run == result.run
     assert (result.folder / "profile.json").exists()
 
@@ -68,7 +68,7 @@ async def test_fits_and_predictions_are_tables_and_a_figure(measured, tmp_path):
     assert len(tables["fits"]) == 30  # a row for each measured time of the three parts
     assert set(tables["predictions"]["topology"]) == {"2p2d", "1p1d", "2p4d"}
     shown = result.fit_table().set_index("part")
-    assert shown.loc["prefill", "holds for"] == "1,000 to 8,000 tokens"
+    assert shown.loc["prefill", "valid for"] == "1,000 to 8,000 tokens"
     assert shown.loc["prefill", "fit"] == "10 ms x steps + 20 us x tokens + 1 ns x pairs of tokens"
 
 
@@ -86,7 +86,7 @@ async def test_a_finished_profile_is_used_until_it_is_forgotten(measured, tmp_pa
 
 async def test_without_a_profile_the_measurement_stays(measured, tmp_path, monkeypatch):
     monkeypatch.undo()
-    monkeypatch.setattr("workbench.whatif.profile.LARGEST_RESIDUAL", -1.0)
+    monkeypatch.setattr("workbench.whatif.measured_profile.LARGEST_RESIDUAL", -1.0)
     ran = {"profile": known_run(), "pd_sweep": known_run("2p2d", folder=tmp_path)}
 
     async def run(made, **_):

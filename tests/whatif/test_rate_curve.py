@@ -28,9 +28,9 @@ def test_the_chosen_rate_has_an_interval_and_equal_aggregated_instances_beside_i
     chosen = found.curves[found.curves["chosen"]]
     assert list(chosen["rate_per_s"]) == [4.0, 4.0]
     assert (chosen["ttft_low_s"] < chosen["ttft_high_s"]).any()
-    assert found.sentence.startswith("1p2d at 4 req/s: TTFT ") and "fullest: prefill (" in (
-        found.sentence
-    )
+    assert found.sentence.startswith(
+        "1p2d at 4 req/s: TTFT "
+    ) and "bottleneck: prefill queue (" in (found.sentence)
     ttft_s = rows.loc["1p2d"].sort_values("rate_per_s")["ttft_s"]
     assert ttft_s.iloc[-1] > 1.1 * ttft_s.iloc[0]
 

@@ -46,9 +46,9 @@ def compose_file(given: Mapping[str, Any]) -> str:
 
 
 def _comments(profiles: Sequence[Profile], given: Mapping[str, Any]) -> list[str]:
-    """The comments at the top: the first line measures the servers that the second starts.
+    """The comments at the top: commands that measure, start and stop the servers, in this order.
 
-    The third stops them, the fourth renders the page, the fifth sends a request.
+    Then those that render the page and send one request.
     """
     first, *others = profiles
     lines = [

@@ -22,18 +22,11 @@ from workbench.experiment.plan.which_connectors import chosen
 from workbench.hardware import machine
 from workbench.hardware.images import Image
 from workbench.hardware.interpreter import interpreter
-from workbench.params.notebooks import (
-    ALL_CONNECTORS,
-    EngineParams,
-    LoadParams,
-    PdSweep,
-    as_typed,
-    changed,
-    check_params,
-)
+from workbench.params.notebooks import EngineParams, LoadParams, as_typed, changed, check_params
+from workbench.params.pd_sweep import ALL_CONNECTORS, PdSweep
 from workbench.serve.checks.capacity import Capacity
 from workbench.serve.connectors import lmcache
-from workbench.serve.deployment import DeploymentPlan
+from workbench.serve.deployed import DeploymentPlan
 from workbench.serve.vllm import EngineSettings
 
 IMAGES = {"cuda": "vllm/vllm-openai:v0.32.0", "rocm": "vllm/vllm-openai-rocm:v0.32.0"}
@@ -130,6 +123,9 @@ def compose_params(given: Mapping[str, Any]) -> PdSweep:
     if params.connector == ALL_CONNECTORS:
         allowed = "one connector, because a compose file has one deployment"
         raise ParameterError(must_be("connector", allowed, params.connector, "lmcache"))
+    if params.predict:
+        raise ParameterError(must_be("predict", "False, because a file starts servers and predicts"
+                                     " nothing", True, False))  # fmt: skip
     if len(params.topologies) > 1:
         allowed = "one topology, because a compose file has one deployment"
         raise ParameterError(must_be("topology", allowed, params.topology, "1p4d"))

@@ -19,7 +19,8 @@ from workbench.errors import WorkbenchError
 from workbench.experiment.findings.sentences import marked
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.plan.engine_setup import image_of
-from workbench.experiment.result.facts import Card, EngineFacts, RunFacts, RunOutcome
+from workbench.experiment.result.facts import EngineFacts, RunFacts, RunOutcome
+from workbench.experiment.result.finding_rows import Card
 from workbench.experiment.result.result import Result
 from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run.run import run
@@ -32,7 +33,8 @@ from workbench.metrics.gates.client_gate import LAG_P99_S, OTHERS_SHARE
 from workbench.metrics.gates.gate import Gate, judge
 from workbench.metrics.gates.gate_effects import failed_gates
 from workbench.metrics.gates.gate_table import failed_name
-from workbench.params.notebooks import EnvironmentCheck, PdSweep
+from workbench.params.notebooks import EnvironmentCheck
+from workbench.params.pd_sweep import PdSweep
 from workbench.serve import vllm
 from workbench.serve.checks.capacity import CPU_INSTANCES_AT_MOST, instance_gb
 from workbench.serve.connectors import CONNECTORS, connector

@@ -10,11 +10,11 @@ from workbench.metrics.statistics import three_digits
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadUnit:
-    """What a load counts, and how names and sentences say it."""
+    """What a load counts, and how it is written in names and sentences."""
 
     kind: Literal["rate", "users"]
     column: Literal["rate_per_s", "concurrency"]
-    """Of request rows; also the parameter that sets a single load."""
+    """Its column in request rows, and the parameter that sets a single load."""
     name: str
     noun: str
 
@@ -24,7 +24,7 @@ class LoadUnit:
         return f"{load_text(load)} {'user' if one else self.name}"
 
     def after_noun(self, load: float) -> str:
-        """After the noun, which has the users: `the highest rate is 52.3 req/s`, `... is 8`."""
+        """After the noun: `the highest rate is 52.3 req/s`, `the highest number of users is 8`."""
         return self.said(load) if self.kind == "rate" else load_text(load)
 
     def pass_name(self, load: float) -> str:
@@ -32,7 +32,7 @@ class LoadUnit:
         return f"cold at {load:g}/s" if self.kind == "rate" else f"cold at {self.said(load)}"
 
     def rounded(self, load: float) -> float:
-        """A load that can be requested: a rate in three digits, or whole users."""
+        """A load that can be requested: a rate of three digits, or a whole number of users."""
         return float(f"{load:.3g}") if self.kind == "rate" else float(round(load))
 
 
@@ -41,6 +41,6 @@ USERS = LoadUnit(kind="users", column="concurrency", name="users", noun="number 
 
 
 def load_text(load: float) -> str:
-    """A rate as it was sent, or users, in three digits without zeros at the end: 4, 52.3, 1,234."""
+    """A rate or number of users in three digits, without trailing zeros: 4, 52.3, 1,234."""
     said = three_digits(load)
     return said.rstrip("0").rstrip(".") if "." in said else said

@@ -30,6 +30,8 @@ from workbench.explorer.style import style
 _LISTED = 50
 _SIDES = ("A", "B")
 _NOTHING = np.array([np.nan])
+_CHOICE_STYLE, _CHOICE_WIDTH = {"description_width": "60px"}, "250px"
+"""Three choices beside each other in a usual window, two in a narrow one."""
 
 
 @dataclass(slots=True)
@@ -69,10 +71,13 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         self._busy = False
         what = sources[0].what
         metrics = [name for name in sources[0].metrics if all(name in s.metrics for s in sources)]
-        self.metric = widgets.Dropdown(options=metrics, description="Metric")
+        self.metric = widgets.Dropdown(
+            options=metrics, description="Metric", style=_CHOICE_STYLE,
+            layout=widgets.Layout(width=_CHOICE_WIDTH),
+        )  # fmt: skip
         self.arms, self.passes = (
             _chooser(title, dict.fromkeys(v for s in sources for v in s.rows[column].unique()))
-            for title, column in (("Arms", "arm"), ("Passes", "pass"))
+            for title, column in ((sources[0].arm, "arm"), (sources[0].state, "pass"))
         )
         self.note, self.selection = widgets.HTML(), widgets.HTML()
         self.clear = widgets.Button(description="Clear selection", disabled=True)
@@ -149,14 +154,14 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
                 traces.append(
                     go.Scatter(mode="lines+markers", name=label, line=line,
                                marker=look | {"size": 7, "maxdisplayed": 4},
-                               selected=solid, unselected=solid,
-                               hovertemplate="%{x:,.4g}: %{y:.1f} %")
+                               selected=solid, unselected=solid)
                 )  # fmt: skip
                 keys.append((number, "spread", name))
         rows, cols = zip(*(self._places[key[:2]] for key in keys), strict=True)
         figure.add_traces(traces, rows=list(rows), cols=list(cols))
         self._traces = dict(zip(keys, figure.data, strict=True))
-        pictures.place_legend(figure, len(traces) - 2 * count, panels_px=820)
+        entries = [trace.name for trace in traces if trace.name]
+        pictures.place_legend(figure, entries, panels_px=820)
         for number, side in enumerate(self.sides):
             time, share = self._axes(figure, number, "time"), self._axes(figure, number, "share")
             which = f"{_SIDES[number]}: " * double
@@ -235,7 +240,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
             return _between(across, *x) & _between(values, *y)
         inside = np.zeros(len(values), bool)
         for series in range(len(side.names)):
-            rows = np.flatnonzero(side.chosen & (side.series == series))
+            rows = np.flatnonzero(side.picked & (side.series == series))  # those of the curve
             percent = 100 * (np.argsort(np.argsort(values[rows])) + 1) / max(1, len(rows))
             inside[rows] = _between(values[rows], *x) & _between(percent, *y)
         return inside
@@ -280,13 +285,15 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         with self.figure.batch_update():
             counts = [self._draw_side(number, rescale) for number in range(len(self.sides))]
         self._busy = False
-        source = self.sides[0].source
         drawn, total = (sum(count[i] for count in counts) for i in (0, 1))
-        notes = [drawn_note(drawn, total, source.what)]
-        for name, side in zip(_SIDES, self.sides, strict=False):
-            if side.source.note:
-                notes.append(f"{name}: " * (len(self.sides) > 1) + side.source.note)
-        self.note.value = f"<p>{escape(' '.join(filter(None, notes)))}</p>"
+        lines = [drawn_note(drawn, total, self.sides[0].source.what)]
+        said = [side.source.notes for side in self.sides]
+        both = [note for note in said[0] if all(note in notes for notes in said)]
+        lines[0] = " ".join([*lines, *both])
+        for name, notes in zip(_SIDES, said, strict=False):
+            if own := " ".join(note for note in notes if note not in both):
+                lines.append(f"{name}: {own}")
+        self.note.value = "".join(f"<p>{escape(line)}</p>" for line in lines)
         self.clear.disabled = all(side.brushed is None for side in self.sides)
         self.selection.value = self._summary()
         self._list(self.find.value)
@@ -311,14 +318,17 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
             "color": side.series[at], "symbol": np.repeat(symbols, counts).tolist(),
         } | pictures.colours([self._looks[name]["color"] for name in side.names])  # fmt: skip
         texts = np.repeat(side.names, counts)
-        # Plotly selects nothing again, late, when a box is taken away: then nothing is dimmed.
+        numbered = side.source.numbered
+        which = ", ".join(f"{name} %{{customdata[{n}]}}" for n, name in enumerate(numbered))
+        numbers = np.column_stack([column[at] for column in numbered.values()])
+        # When a box is removed, Plotly reports an empty selection late: then no point is dimmed.
         dimmed = pictures.MARKER["opacity"] if side.brushed is None else 0.1
         of = {"time": (x, side.source.x_label), "share": (side.share, side.source.share_label)}
         for panel, (across, label) in of.items():
             self._traces[number, panel, ""].update(
-                x=across[at], y=values[at], text=texts, marker=marker, selectedpoints=marked,
-                unselected={"marker": {"opacity": dimmed}},
-                hovertemplate=f"%{{text}}<br>{self.metric.value}: %{{y:,.4g}}"
+                x=across[at], y=values[at], text=texts, customdata=numbers, marker=marker,
+                selectedpoints=marked, unselected={"marker": {"opacity": dimmed}},
+                hovertemplate=f"%{{text}}, {which}<br>{self.metric.value}: %{{y:,.4g}}"
                 f"<br>{label}: %{{x:,.4g}}<extra></extra>",
             )  # fmt: skip
         for series, name in enumerate(side.names):
@@ -329,8 +339,10 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
             # Plotly's widget drops from a trace what a batch sets on other traces only.
             marker = pictures.MARKER | self._looks[name] | {"size": 7}
             self._traces[number, "spread", name].update(
-                x=below, y=percent, visible=bool((chosen & of_series).any()), marker=marker
-            )
+                x=below, y=percent, visible=bool((chosen & of_series).any()), marker=marker,
+                hovertemplate=f"%{{fullData.name}}<br>{self.metric.value}: %{{x:,.4g}}"
+                "<br>at or below: %{y:.1f} %<extra></extra>",
+            )  # fmt: skip
         if rescale:
             label, shown = self.metric.value, values[chosen]
             time, share_axes = (self._axes(self.figure, number, p) for p in ("time", "share"))
@@ -386,7 +398,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
             ]
         if wanted and not options:
             what = self.sides[0].source.what
-            self.page.value = f"<p>None of these {escape(what)} has this id: {escape(wanted)}</p>"
+            self.page.value = f"<p>No match among these {escape(what)}: {escape(wanted)}</p>"
         self._busy = True
         self.found.options = options
         self.found.value = None
@@ -433,10 +445,13 @@ def _codes(column: Any) -> tuple[Rows, list[str]]:
 
 
 def _chooser(title: str, values: dict[Any, None]) -> Any:
+    """A list to choose from; hidden where there is only one thing."""
     names = list(values)
     return widgets.SelectMultiple(
-        options=names, value=names, description=title, rows=max(2, min(6, len(names)))
-    )
+        options=names, value=names, description=title, rows=max(2, min(6, len(names))),
+        style=_CHOICE_STYLE,
+        layout=widgets.Layout(width=_CHOICE_WIDTH, display="none" if len(names) == 1 else None),
+    )  # fmt: skip
 
 
 def _wrapping() -> Any:

@@ -70,9 +70,9 @@ def checked(notebook: str, found: Sequence[Field], texts: Mapping[str, str | boo
 def problems(
     notebook: str, found: Sequence[Field], texts: Mapping[str, str | bool]
 ) -> dict[str, str]:
-    """The error of each wrong value by its field, else that of the values together.
+    """The error of each wrong value, by field; if there is none, the error of the combination.
 
-    Its key is the field that the error names first; empty if it names none.
+    The error of a combination has the first field that it names as its key, or an empty key.
     """
     usual = {field.name: field.default for field in found}
     wrong = {}

@@ -165,7 +165,10 @@ class Form(widgets.VBox):  # type: ignore[misc]
             return
         if params is self._params:
             self._plan = made
-            self.plan_text.value = f"<pre tabindex='0'>{escape(_short(made.text))}</pre>"
+            text, durations = _short(made.text)
+            self.plan_text.value = f"<pre tabindex='0'>{escape(text)}</pre>" + "".join(
+                f"<p>{escape(line[:1].upper() + line[1:])}</p>" for line in durations
+            )
             self.run_button.disabled = self.running
 
     # ---- a run
@@ -232,7 +235,9 @@ class Form(widgets.VBox):  # type: ignore[misc]
         if live.add(seen.taken()) and not self.chart.children:
             self.chart.children = (live.figure,)
         last = "\n".join(f"{name:12} {line}" for name, line in logs)
-        self.logs.value = f"<p>Last log lines</p><pre tabindex='0'>{escape(last)}</pre>"
+        self.logs.value = (
+            f"<p>Last log lines</p><pre tabindex='0'>{escape(last)}</pre>" if last else ""
+        )
 
     def _explore(self, result: Result) -> None:
         found = widgets.HTML(f"<p><b>{escape(result.run.finding)}</b><br>{result.folder}</p>")
@@ -274,7 +279,7 @@ class _Live:
                 x, y = np.array(points[-share:]).T
                 drawn += len(x)
                 self.figure.data[number].update(x=x, y=y, marker=pictures.MARKER | looks[name])
-            pictures.place_legend(self.figure, len(self._points), panels_px=300)
+            pictures.place_legend(self.figure, list(self._points), panels_px=300)
             every = np.array([point[1] for points in self._points.values() for point in points])
             pictures.set_axis(self.figure.layout.yaxis, "TTFT, ms", every)
             if drawn < self._count:
@@ -284,9 +289,14 @@ class _Live:
         return True
 
 
-def _short(plan: str) -> str:
-    """A plan without the command lines of its processes, and without gaps where they stood."""
-    return re.sub(r"\n{3,}", "\n\n", without_commands(plan))
+def _short(plan: str) -> tuple[str, list[str]]:
+    """A plan without the command lines of its processes and gaps, and its lines of durations.
+
+    Those stand below the plan, which scrolls.
+    """
+    found = re.findall(r"(?m)^duration: .*$", plan)
+    rest = re.sub(r"(?m)^duration: .*$", "", without_commands(plan))
+    return re.sub(r"\n{3,}", "\n\n", rest).strip("\n"), found
 
 
 async def _every(period_s: float, do: Callable[[], None]) -> None:

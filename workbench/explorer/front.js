@@ -4,10 +4,23 @@ function prepare(el) {
   const keep = ({ target }) => target.setAttribute("data-lm-suppress-shortcuts", "true");
   if (root) {
     root.addEventListener("focusin", keep);
+    keepFocus(root);
     // Plotly fits a figure to its place when the window changes, but not when it first appears.
     new ResizeObserver(() => window.dispatchEvent(new Event("resize"))).observe(root);
   }
   else if (el.isConnected !== true) requestAnimationFrame(() => prepare(el));
+}
+
+// A button that is disabled by its own press would lose the focus to the page: Run to Cancel.
+function keepFocus(root) {
+  let last;
+  root.addEventListener("focusin", ({ target }) => { last = target; });
+  const move = () => {
+    // Chromium leaves it on the disabled button for a while, where keys do nothing.
+    if (!last?.disabled || ![last, document.body].includes(document.activeElement)) return;
+    last.parentElement.querySelector("button:enabled")?.focus({ preventScroll: true });
+  };
+  new MutationObserver(move).observe(root, { attributeFilter: ["disabled"], subtree: true });
 }
 
 // Saves a Plotly figure in either format: its own toolbar button knows one format at a time.
@@ -24,7 +37,7 @@ function render({ model, el }) {
   if (!model.get("target")) return;
   for (const format of ["svg", "png"]) {
     const button = document.createElement("button");
-    button.className = "jupyter-button widget-button";
+    button.className = "jupyter-widgets jupyter-button widget-button";
     button.textContent = `Save as ${format.toUpperCase()}`;
     button.onclick = () => save(model.get("target"), format, model.get("filename"));
     el.append(button);

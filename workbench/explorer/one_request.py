@@ -23,15 +23,15 @@ from workbench.report.figures.waterfall import AREAS, NAMES
 
 _MOST_LINES = 60
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-"""Colours of a terminal, which servers write into their logs too."""
+"""Terminal colour codes, which servers also write into their logs."""
 _STAMPS = {
     "scheduled_s": "scheduled by the client",
     "sent_s": "sent by the client",
     "received_s": "received by the proxy",
-    "prefill_sent_s": "prefill request sent",
+    "prefill_sent_s": "prefill request sent by the proxy",
     "prefill_done_s": "prefill request done",
-    "decode_sent_s": "decode request sent",
-    "decode_head_s": "headers of the decode response",
+    "decode_sent_s": "decode request sent by the proxy",
+    "decode_head_s": "headers of the decode response at the proxy",
     "decode_first_byte_s": "first byte at the proxy",
     "head_s": "response headers at the client",
     "first_s": "first token at the client",
@@ -44,13 +44,20 @@ _SERVED = {
     "l2": "LMCache L2",
     "computed": "computed",
 }
+LOADING = {
+    "retrieved": "retrieved",
+    "some ranks": "retrieved by some ranks",
+    "silent": "hit without a retrieval",
+    "looked up": "retrievals are not logged",
+}
+"""What the log says of loading, by `arrival` of a lookup."""
 _LOOKUP = {
-    "engine": "writer", "at": "time", "prompt_tokens": "prompt tokens",
+    "engine": "engine", "at": "time", "prompt_tokens": "prompt tokens",
     "asked_tokens": "looked up, tokens", "engine_hit_tokens": "engine hit, tokens",
     "lmcache_hit_tokens": "LMCache hit, tokens", "need_to_load": "need to load, tokens",
-    "loaded_tokens": "loaded, tokens", "arrival": "how loading is known",
-    "stored_tokens": "stored, tokens", "seconds": "retrieval, s", "gb_per_s": "retrieval, GB/s",
-    "lookup_s": "lookup, s", "lookups": "times looked up",
+    "loaded_tokens": "loaded, tokens", "arrival": "loading",
+    "stored_tokens": "stored, tokens", "seconds": "retrieval, ms", "gb_per_s": "retrieval, GB/s",
+    "lookup_s": "lookup, ms", "lookups": "times looked up",
 }  # fmt: skip
 
 
@@ -62,6 +69,7 @@ def request_page(result: Result, key: pd.Series[Any]) -> str:
         raise ResultError(f"{result.folder} has no request {key['request_id']!r} any more")
     row = one.iloc[0]
     parts = replace(result, frames={"requests": one, "legs": legs}).waterfall().iloc[0]
+    aggregated = bool(len(legs)) and not legs.iloc[0]["prefill_instance"]
     logs = result.folder / "logs"
     launch = logs / f"round-{key['round']}" / str(key["arm"]).replace(" ", "-")
     files = sorted((launch if launch.is_dir() else logs).rglob("*.log"))
@@ -69,9 +77,9 @@ def request_page(result: Result, key: pd.Series[Any]) -> str:
     return _page(
         f"{where} ({row['request_id']})",
         {
-            f"TTFT {_ms(row['ttft_s'])}": _waterfall(parts),
+            f"TTFT {_ms(row['ttft_s'])}": _waterfall(parts, aggregated),
             f"Source of {int(row['prompt_tokens']):,} prompt tokens": _sources(result, row, key),
-            "Timestamps": _stamps(row, legs),
+            "Timestamps": _stamps(row, legs, aggregated),
             "Lines of the servers' logs": _lines(files, str(row["request_id"])),
         },
     )
@@ -85,7 +93,12 @@ def lookup_page(row: pd.Series[Any], paths: Sequence[Path]) -> str:
         ("LMCache", row["loaded_tokens"], TIERS["l1"].colour),
         ("computed", computed, TIERS["computed"].colour),
     ]
-    shown = {label: _plain(row[name]) for name, label in _LOOKUP.items() if _known(row[name])}
+    values = row.to_dict() | {
+        "seconds": 1000 * row["seconds"],
+        "lookup_s": 1000 * row["lookup_s"],
+        "arrival": LOADING.get(row["arrival"]),
+    }
+    shown = {label: _plain(values[name]) for name, label in _LOOKUP.items() if _known(values[name])}
     return _page(
         f"{row['request_id'] or 'a lookup without a request id'}",
         {
@@ -147,11 +160,23 @@ def _row(result: Result, name: str, key: pd.Series[Any]) -> pd.DataFrame:
     return pd.DataFrame(found.iloc[:1])
 
 
-def _waterfall(parts: pd.Series[Any]) -> str:
+def _one_role(text: str, aggregated: bool) -> str:
+    """The text without a role where one instance has both: `API server`, not `prefill API server`.
+
+    Its parts and its only request have the columns of a split one.
+    """
+    return re.sub(r"\b(prefill|decode) ", "", text) if aggregated else text
+
+
+def _waterfall(parts: pd.Series[Any], aggregated: bool) -> str:
     if parts["note"]:
         return f"<p>Not split into parts: {escape(str(parts['note']))}.</p>"
-    joined = f"<p>{escape(str(parts['joined']))}</p>" if parts["joined"] else ""
-    shown = [(NAMES[name], 1000 * parts[name], area.colour) for name, area in AREAS.items()]
+    joined = _one_role(str(parts["joined"]), aggregated)
+    joined = f"<p>{escape(joined)}</p>" if joined else ""
+    shown = [
+        (_one_role(NAMES[name], aggregated), 1000 * parts[name], area.colour)
+        for name, area in AREAS.items()
+    ]
     return _bar([part for part in shown if part[1]], "ms") + joined
 
 
@@ -177,7 +202,7 @@ def _sources(result: Result, row: pd.Series[Any], key: pd.Series[Any]) -> str:
     return f"{said}<p>{ideal}the server reported {cached:,.0f} cached tokens.</p>"
 
 
-def _stamps(row: pd.Series[Any], legs: pd.DataFrame) -> str:
+def _stamps(row: pd.Series[Any], legs: pd.DataFrame, aggregated: bool) -> str:
     chunks = np.asarray(row["chunk_s"], dtype=float)
     first = {"first_s": chunks[0], "last_s": chunks[-1]} if len(chunks) else {}
     stamps: dict[Any, Any] = {
@@ -185,7 +210,9 @@ def _stamps(row: pd.Series[Any], legs: pd.DataFrame) -> str:
         **row.to_dict(),
         **first,
     }
-    timed = {label: stamps.get(name, np.nan) for name, label in _STAMPS.items()}
+    timed = {
+        _one_role(label, aggregated): stamps.get(name, np.nan) for name, label in _STAMPS.items()
+    }
     known = {label: float(at) for label, at in timed.items() if _known(at)}
     rows = [(f"{1000 * (at - row['sent_s']):+,.2f} ms", label) for label, at in known.items()]
     rows.sort(key=lambda one: float(one[0].removesuffix(" ms").replace(",", "")))
@@ -198,16 +225,17 @@ def _stamps(row: pd.Series[Any], legs: pd.DataFrame) -> str:
     where = ""
     if len(legs):
         leg = legs.iloc[0]
-        hosts = [f"{role} {leg[f'{role}_instance']}" for role in ("prefill", "decode")
-                 if leg[f"{role}_instance"]]  # fmt: skip
-        where = f"<p>Instances: {escape(', '.join(hosts))}.</p>" if hosts else ""
+        hosts = [_one_role(f"{role} {leg[f'{role}_instance']}", aggregated)
+                 for role in ("prefill", "decode") if leg[f"{role}_instance"]]  # fmt: skip
+        many = "s" * (len(hosts) > 1)
+        where = f"<p>Instance{many}: {escape(', '.join(hosts))}.</p>" if hosts else ""
     return _table(rows, head=("since it was sent", "event")) + f"<p>{said}.</p>{where}"
 
 
 def _lines(paths: Sequence[Path], name: str) -> str:
     found = [(path.name, line) for path in paths for line in naming_lines(path, name)]
     if not found and not any(path.is_file() and path.stat().st_size for path in paths):
-        return "<p>No log here has a line. Simulated servers write none.</p>"
+        return "<p>The servers' logs are empty or missing. Simulated servers write no log.</p>"
     if not found:
         return (
             "<p>No log line has this request id. vLLM logs requests with"
@@ -229,7 +257,7 @@ def _bar(parts: Iterable[tuple[str, float, str]], unit: str) -> str:
     """Parts of a whole (name, value, colour) as one bar, and a table with their numbers."""
     known = [(escape(name), float(value), colour) for name, value, colour in parts if _known(value)]
     if not known:
-        return "<p>Unknown: nothing here was recorded.</p>"
+        return "<p>Not recorded.</p>"
     whole = sum(value for _, value, _ in known if value > 0)
     digits = 2 if unit == "ms" else 0
     bars = "".join(

@@ -75,12 +75,12 @@ def explore(
 
 
 def what_if(profile: Path | str, *, interactive: bool | None = None, **values: Any) -> Any:
-    """Sliders that move rate, lengths, cached share and link of a prediction from a profile.json.
+    """Sliders for a prediction from a profile.json: rate, lengths, cached share, link bandwidth.
 
-    `values` are parameters of `pd_sweep` to begin with, such as `topology="1p4d", rate_per_s=2`.
-    Without a front end, as under papermill, it is a static figure, or the sentence that says why
-    nothing is predicted; `interactive` overrides this choice. Raises ResultError for a file that
-    is no profile, PlanError and ParameterError for values that the profile does not fit.
+    `values` are initial parameters of `pd_sweep`, such as `topology="1p4d", rate_per_s=2`. Without
+    a front end, for example under papermill, it shows a static figure, or a sentence if nothing is
+    predicted; `interactive` overrides this choice. Raises ResultError for a file that is not a
+    profile, PlanError and ParameterError for values that do not fit the profile.
     """
     from workbench.report.figures import predicted_rates
     from workbench.whatif.profile import read_profile

@@ -13,6 +13,7 @@ from plotly import graph_objects as go
 from plotly.subplots import make_subplots
 
 from workbench.explorer.sampling import Values
+from workbench.report.figures.chart import text_px
 from workbench.report.figures.marks import BLACK, RULE, looks
 
 GL_FROM = 2_000
@@ -21,9 +22,11 @@ _SYMBOLS = {
     "o": 0, "s": 1, "D": 2, "^": 5, "v": 6, "<": 7, ">": 8, "p": 13, "h": 14, "P": 3, "X": 4,
     "*": 17,
 }  # fmt: skip
-"""Plotly's numbers of the report's markers: it checks 10,000 names for longer."""
+"""Plotly's numbers for the report's markers, since checking 10,000 names is slow."""
 MARKER = {"size": 6, "opacity": 0.65, "line": {"width": 0}}
-_LEGEND_ROW_PX, _LEGEND_COLUMNS = 20, 3
+_LEGEND_FONT, _LEGEND_ROW_PX, _LEGEND_MARK_PX = 11, 18, 45
+_NARROW_PX = 520
+"""The legend fits in a figure of this width."""
 _WIDE = 20
 """Values that spread over a larger factor get a log axis."""
 _FONT = "system-ui, sans-serif"
@@ -46,12 +49,15 @@ def colours(names: Sequence[str]) -> dict[str, Any]:
     return {"colorscale": scale, "cmin": -0.5, "cmax": count - 0.5, "showscale": False}
 
 
-def place_legend(figure: Any, entries: int, *, panels_px: int) -> None:
-    """Below the panels, where it has place in a narrow window too, and high enough for both."""
-    figure.layout.height = panels_px + _LEGEND_ROW_PX * -(-entries // _LEGEND_COLUMNS)
+def place_legend(figure: Any, entries: Sequence[str], *, panels_px: int) -> None:
+    """Put the legend below the panels, where it fits in a narrow window, and set the height."""
+    longest_px = max(text_px(entry, size=_LEGEND_FONT) for entry in entries) if entries else 0
+    columns = max(1, int(_NARROW_PX / (_LEGEND_MARK_PX + longest_px)))
+    figure.layout.height = panels_px + _LEGEND_ROW_PX * -(-len(entries) // columns)
     figure.layout.legend = {
         "orientation": "h", "xref": "container", "x": 0, "yref": "container", "y": 0,
-        "yanchor": "bottom", "itemclick": False, "itemdoubleclick": False,
+        "yanchor": "bottom", "itemclick": False, "itemdoubleclick": False, "maxheight": 1,
+        "font": {"size": _LEGEND_FONT},
     }  # fmt: skip
 
 
@@ -84,7 +90,7 @@ class _Board(go.FigureWidget):  # type: ignore[misc]
 def panels(rows: int, cols: int, specs: Sequence[Sequence[Any]], **options: Any) -> go.Figure:
     """An empty figure of panels."""
     figure = make_subplots(rows=rows, cols=cols, specs=[list(row) for row in specs], **options)
-    # A white card in dark mode too: Plotly's colours cannot follow those of the page.
+    # Made for white: the style sheet turns the lightness round where the page is dark.
     figure.update_layout(
         template="plotly_white", font={"family": _FONT, "color": BLACK, "size": 13},
         margin={"l": 70, "r": 20, "t": 40, "b": 50}, dragmode="select", selectdirection="any",
@@ -104,7 +110,7 @@ def board(figure: go.Figure) -> Any:
     made = _Board(figure)
     made._config = {
         "displaylogo": False, "displayModeBar": True, "responsive": True,
-        "modeBarButtonsToRemove": ["lasso2d", "autoScale2d", "sendDataToCloud"],
+        "showSendToCloud": False, "modeBarButtonsToRemove": ["lasso2d", "autoScale2d"],
     }  # fmt: skip
     return made
 

@@ -102,7 +102,7 @@ def logs_folder(notebook: str, params: EngineParams | EnvironmentCheck) -> Path:
 
 
 def last_log_lines(folder: Path, *, since_s: float) -> list[tuple[str, str]]:
-    """Each server (`arm/name`) and the last line of its log, if written since then (epoch)."""
+    """Each server (`arm/name`) and the last line of its newest log, if written since (epoch)."""
     found = []
     for path in folder.rglob("*.log"):
         try:
@@ -111,11 +111,12 @@ def last_log_lines(folder: Path, *, since_s: float) -> list[tuple[str, str]]:
             continue
         if written_s >= since_s:
             found.append((written_s, path))
-    newest = sorted(found, reverse=True)[:_MOST_LOGS]
-    return [
-        (f"{path.parent.name}/{path.stem}", _last_line(path))
-        for _, path in sorted(newest, key=lambda one: one[1])
-    ]
+    newest: dict[str, str] = {}
+    for _, path in sorted(found, reverse=True):
+        name = f"{path.parent.name}/{path.stem}"
+        if name not in newest and len(newest) < _MOST_LOGS and (line := _last_line(path)):
+            newest[name] = line
+    return sorted(newest.items())
 
 
 def _last_line(path: Path) -> str:

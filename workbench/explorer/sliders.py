@@ -1,4 +1,4 @@
-"""Sliders over a profile: each move predicts again, within about a second."""
+"""Sliders for predictions from a profile; each move predicts again within about a second."""
 
 from __future__ import annotations
 
@@ -11,31 +11,27 @@ from typing import Any
 import ipywidgets as widgets
 
 from workbench.errors import WorkbenchError
+from workbench.experiment.result.predicted import METRICS
 from workbench.explorer import pictures
 from workbench.explorer.style import style
 from workbench.report.figures import predicted_rates
 from workbench.report.numbers import number
 from workbench.report.templating import labelled
 from workbench.topology import ALL_TOPOLOGIES
-from workbench.whatif.prediction import SATURATED, Prediction
+from workbench.whatif.prediction import SATURATED, Prediction, interval
 from workbench.whatif.profile import Profile
-from workbench.whatif.rate_curve import Quick, quick
+from workbench.whatif.rate_curve import DRAWS, Quick, quick
 
 AFTER_S = 0.15
-"""A prediction begins when nothing has moved for so long: held arrow keys send many values."""
-_SHOWN = {
-    "ttft_s": ("TTFT, median, ms", 1000), "tpot_s": ("TPOT, median, ms", 1000),
-    "e2e_s": ("E2E, median, ms", 1000), "system_tps": ("throughput, tokens/s", 1),
-    "goodput": ("requests within limits, %", 100),
-}  # fmt: skip
+"""Wait after the last move before predicting, because a held arrow key sends many values."""
 _DECADES = 1.5
-"""The rate moves so far to both sides, in powers of ten."""
+"""Range of the rate slider to each side, in powers of ten."""
 _LINK = 4
-"""The bandwidth moves so far to both sides, in powers of two."""
+"""Range of the bandwidth slider to each side, in powers of two."""
 
 
 class Sliders(widgets.VBox):  # type: ignore[misc]
-    """A prediction that is made again when its load, its link or its topology changes."""
+    """A prediction that is updated when its load, link or topology changes."""
 
     def __init__(self, profile: Profile, values: Mapping[str, Any]) -> None:
         self.profile, self._values = profile, dict(values)
@@ -63,12 +59,12 @@ class Sliders(widgets.VBox):  # type: ignore[misc]
         self.predict()
 
     def _controls(self) -> Iterator[tuple[str, Any]]:
-        """The inputs; their ranges go beyond the profiled ones, where the answer is a refusal."""
+        """The inputs. Their ranges exceed the profiled ones, where nothing is predicted."""
         given = self._values
         longest = round(self.profile.prefill.ranges["tokens"][1])
         looks: dict[str, Any] = {
             "style": {"description_width": "120px"}, "continuous_update": False,
-            "layout": widgets.Layout(width="430px", max_width="100%"),
+            "layout": widgets.Layout(width="330px", max_width="100%"),
         }  # fmt: skip
         yield "topology", widgets.Combobox(
             value=str(given["topology"]), options=ALL_TOPOLOGIES.split(","),
@@ -104,12 +100,12 @@ class Sliders(widgets.VBox):  # type: ignore[misc]
         byte_s = self.profile.costs().byte_s
         help_of = {
             "topology": "such as 1p4d (prefill, decode) or 5a (aggregated)",
-            "rate_per_s": "Poisson arrivals",
+            "rate_per_s": f"arrivals: {self._values.get('arrivals', 'auto')}",
             "prompt_tokens": f"profiled: {low:,.0f} to {high:,.0f}",
             "output_tokens": "per request",
-            "shared_share": "of each prompt, the same prefix for all",
+            "shared_share": "fraction of each prompt that is a shared prefix",
             "link": f"profiled: {number(1e-9 / byte_s)} GB/s" if byte_s
-            else "in this profile a transfer takes as long for any size",
+            else "profiled transfer time does not grow with the size",
         }  # fmt: skip
         row = widgets.HBox([one, widgets.HTML(f"<span class='wb-help'>{help_of[name]}</span>")])
         row.add_class("wb-field")
@@ -151,27 +147,28 @@ class Sliders(widgets.VBox):  # type: ignore[misc]
 
 
 def _tables(found: Quick) -> str:
-    """Numbers of the topology and of equal aggregated instances, and how full each part is."""
+    """Numbers of the topology and its aggregated baseline, and the utilisation of each part."""
     both = [found.prediction, *([found.beside] if found.beside else [])]
     heads = "".join(f"<th class='wb-number'>{one.topology}</th>" for one in both)
     lines = [
-        f"<tr><td>{label}</td>{''.join(_cell(one, name, factor) for one in both)}</tr>"
-        for name, (label, factor) in _SHOWN.items()
+        f"<tr><td>{label}, {unit}</td>{''.join(_cell(one, name, factor) for one in both)}</tr>"
+        for name, (label, factor, unit) in METRICS.items()
         if not isnan(found.prediction.number(name).value)
     ]
     refused = [f"<p>{one.topology}: {escape(one.refused)}</p>" for one in both if one.refused]
     closed = found.prediction.closed
     bars = [
-        f"<tr><td>{escape(part)}</td><td class='wb-number'>{share:.0%}</td><td><div class='wb-bar'"
+        f"<tr><td>{escape(part)}</td><td class='wb-number'>{100 * share:.0f} %</td>"
+        "<td><div class='wb-bar'"
         f" style='width:200px'><span style='width:{min(1, share):.1%};background:"
         f"{'#D55E00' if share > SATURATED else '#0072B2'}'></span></div></td></tr>"
         for part, most in closed.highest_per_s.items()
         if (share := closed.rate_per_s / most) > 0 and most < inf
     ]
     free = [part for part, most in closed.highest_per_s.items() if most == inf]
-    told = f"<p>No limit seen in the profile: {', '.join(free)}.</p>" if free else ""
+    told = f"<p>The profile shows no limit for: {', '.join(free)}.</p>" if free else ""
     return (
-        f"<table><caption>Prediction [83 % interval]</caption><tr><th></th>{heads}</tr>"
+        f"<table><caption>Prediction [{interval(DRAWS)}]</caption><tr><th></th>{heads}</tr>"
         f"{''.join(lines)}</table>{''.join(refused)}"
         f"<table><caption>Utilisation of {found.prediction.topology}</caption>{''.join(bars)}"
         f"</table>{told}"

@@ -13,7 +13,7 @@ import pandas as pd
 from workbench.errors import ResultError
 from workbench.experiment.hits.served_tokens import log_tokens
 from workbench.experiment.result.result import Result, load_result
-from workbench.explorer.one_request import lookup_page, request_page
+from workbench.explorer.one_request import LOADING, lookup_page, request_page
 from workbench.metrics.lmcache_log.log_summary import LogSummary, read_log
 from workbench.report import figures
 from workbench.report.outcome import outcome_of
@@ -58,12 +58,18 @@ class Source:
     """By label with unit; the first is the one to begin with."""
     x_label: str
     share_label: str
+    numbered: Mapping[str, np.ndarray[Any, np.dtype[np.int64]]]
+    """The numbers that tell the rows of a series apart, such as round and request."""
     name: Callable[[int], str]
     """Which row it is, for lists."""
     page: Callable[[int], str]
     """Everything about one row, as HTML."""
-    note: str = ""
-    """Why the rows may not be used, and how many are not drawn."""
+    notes: tuple[str, ...] = ()
+    """Sentences: why the rows may not be used, and how many are not drawn."""
+    arm: str = "Arms"
+    """What the values of the column `arm` are."""
+    state: str = "Passes"
+    """What the values of the column `pass` are."""
 
 
 def what_is(
@@ -177,9 +183,13 @@ def _requests(result: Result) -> Source:
         },
         x_label="sent, s after its pass began",
         share_label="cached share, %",
+        numbered={
+            "round": rows["round"].to_numpy(np.int64) + 1,
+            "request": rows["index"].to_numpy(np.int64),
+        },
         name=name,
         page=lambda position: request_page(result, keys.iloc[position]),
-        note=" ".join(
+        notes=tuple(
             f"{one.rstrip('.')}." for one in (_unsure(result), left_out, handed_over) if one
         ),
     )
@@ -216,10 +226,15 @@ def _lookups(log: LogFiles) -> Source:
     timed = bool(at.notna().any())
     tokens = rows["prompt_tokens"].fillna(rows["asked_tokens"])
     writer = rows["engine"].astype(str).where(rows["engine"].notna(), "log")
+    loading = rows["arrival"].map(LOADING)
+    loading[loading.isna()] = "unknown"
+    loading[rows["need_to_load"] <= 0] = "nothing to load"
+    if loading.nunique() == 1:
+        loading[:] = "lookups"
     shown = pd.DataFrame(
         {
             "arm": writer.replace("", "log"),
-            "pass": rows["arrival"].fillna("unknown").replace("", "unknown"),
+            "pass": loading,
             "request_id": rows["request_id"].astype(str),
             "x": at if timed else np.arange(len(rows), dtype=float),
             "share": 100 * rows["lmcache_hit_tokens"] / tokens,
@@ -235,6 +250,9 @@ def _lookups(log: LogFiles) -> Source:
         metrics=known,
         x_label="s after the first lookup" if timed else "lookup, in the order of the log",
         share_label="LMCache hit, % of the prompt",
+        numbered={"lookup": np.arange(1, len(rows) + 1)},
         name=lambda position: f"lookup {position + 1}: {rows['request_id'].iloc[position]}",
         page=lambda position: lookup_page(rows.iloc[position], log.paths),
+        arm="Engines",
+        state="Loading",
     )

@@ -5,26 +5,36 @@ from __future__ import annotations
 _TEXT = "var(--jp-ui-font-color1, var(--vscode-editor-foreground, #1b2430))"
 _RULE = "var(--jp-border-color2, var(--vscode-panel-border, #cfd6dd))"
 _WRONG = "var(--jp-error-color1, var(--vscode-errorForeground, #b3261e))"
+_DARK = ":is([data-jp-theme-light=false], .vscode-dark)"
 
 
 def style() -> str:
     """A `style` element; it applies only within the class `workbench`."""
     return f"""<style>
 .workbench, .workbench .widget-html-content {{ color: {_TEXT}; line-height: 1.45; }}
+.workbench .widget-html-content {{ min-width: 0; }}
 .workbench h3 {{ margin: 8px 0 4px; font-size: 1.15em; overflow-wrap: anywhere; }}
 .workbench h4 {{ margin: 10px 0 4px; }}
 .workbench p {{ margin: 2px 0; }}
 .workbench table {{ border-collapse: collapse; }}
 .workbench td, .workbench th {{ padding: 1px 14px 1px 0; text-align: left; }}
 .workbench td i {{ display: inline-block; width: 11px; height: 11px; margin-right: 6px; }}
-.workbench caption {{ text-align: left; font-weight: 600; }}
+.workbench caption {{ text-align: left; font-weight: 600; padding-top: 8px; }}
 .workbench pre {{ max-height: 260px; overflow: auto; padding: 6px 8px; margin: 2px 0;
-  border: 1px solid {_RULE}; color: {_TEXT}; background: transparent; font-size: 12px; }}
+  border: 1px solid {_RULE}; color: {_TEXT}; background: transparent; font-size: 12px;
+  white-space: pre-wrap; word-break: normal; overflow-wrap: anywhere; }}
 .wb-bar {{ display: flex; height: 22px; max-width: 900px; margin: 2px 0 4px; }}
 .wb-bar span {{ min-width: 1px; }}
 .workbench .wb-number {{ text-align: right; font-variant-numeric: tabular-nums; }}
 .wb-bar span, .workbench td i {{ box-shadow: inset 0 0 0 1px #7f8c99; }}
 .wb-drawing {{ overflow-x: auto; background: #fff; padding: 6px; max-width: 800px; }}
+.wb-drawing svg {{ width: 100%; min-width: 560px; height: auto; }}
+/* As on a dark report page: the lightness of a drawing made for white is turned round, its hues
+   stay. What is saved keeps the colours for white. */
+{_DARK} .workbench :is(.js-plotly-plot, .our-chart) {{ filter: invert(1) hue-rotate(180deg);
+  mix-blend-mode: screen; }}
+{_DARK} .workbench .wb-drawing {{ background: transparent; }}
+.workbench .modebar-btn[data-title^="Download plot"] {{ display: none; }}
 .wb-help {{ opacity: .85; }}
 .wb-field {{ flex-flow: row wrap; align-items: center; }}
 .wb-field > .widget-html {{ flex: 1 1 240px; }}

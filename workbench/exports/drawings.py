@@ -38,8 +38,8 @@ _GATES = re.compile(
 def save_drawings(page: Tag, folder: Path) -> None:
     """Write the figures of a page into `folder/images`; an `img` and a link take their place.
 
-    Names count from 01 in the order of the page. Those of an earlier page go. A figure that only a
-    browser can draw becomes a sentence that says so.
+    Names count from 01 in the order of the page. Images of an earlier page are deleted. A figure
+    that only a browser can draw becomes a sentence that says so.
     """
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     for earlier in (folder / FOLDER).glob("[0-9][0-9]-*.*"):

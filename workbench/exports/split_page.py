@@ -1,4 +1,4 @@
-"""Predicted splits as lines of text, and as a page with its figure as SVG and PNG beside it."""
+"""Predicted splits as lines of text, and as a page with its figure in SVG and PNG files."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import ParameterError
+from workbench.errors import ParameterError, must_be
 from workbench.exports.drawings import png_of
 from workbench.report.figures import splits as draw_splits
 from workbench.report.numbers import number
 from workbench.report.templating import fill, labelled
-from workbench.whatif.highest_rates import Splits, sentence, verdicts
+from workbench.whatif.highest_rates import DRAWS, Splits, sentence, verdicts
+from workbench.whatif.prediction import interval
 
 PAGE = "splits.html"
-_UNCHECKED = "Predicted, not measured: no number was checked here."
+_UNCHECKED = "Predicted, not measured. No held-out run has checked these numbers."
 
 
 def split_lines(found: Splits) -> Iterator[str]:
@@ -34,10 +35,13 @@ def split_lines(found: Splits) -> Iterator[str]:
 
 
 def write_split_page(found: Splits, file: Path, command: str) -> list[Path]:
-    """Write the page, and its figure as SVG and PNG beside it; returns the three paths.
+    """Write the page, and its figure as SVG and PNG into the same folder; returns the three paths.
 
-    `command` repeats the prediction. Raises ParameterError where they cannot be written.
+    `command` repeats the prediction. Raises ParameterError for a file that is no page, or cannot
+    be written.
     """
+    if file.suffix != ".html":
+        raise ParameterError(must_be("--page", "a file that ends in .html", str(file), PAGE))
     chart = draw_splits(found.frame(), sentence(found))
     page = fill(
         "splits.html.j2",
@@ -50,6 +54,7 @@ def write_split_page(found: Splits, file: Path, command: str) -> list[Path]:
         heads=_heads(found),
         rows=list(_rows(found)),
         command=command,
+        interval=interval(DRAWS),
     )
     contents = {".html": page.encode(), ".svg": _file_svg(chart.svg), ".png": png_of(chart.svg)}
     paths = []
@@ -76,7 +81,7 @@ def _heads(found: Splits) -> list[str]:
 
 
 def _rows(found: Splits) -> Iterator[list[str]]:
-    """A row of texts for each topology; without a rate, a hyphen and the reason."""
+    """The cells of each topology's row; without a rate, a hyphen and the reason."""
     frame = found.frame()
     for row in frame.to_dict("records"):
         costs = [_with_interval(row, "cost", "cost_low", "cost_high")]

@@ -173,6 +173,12 @@ def icl(frame: pd.DataFrame) -> NDArray[np.float64]:
     return np.delete(gaps, between_requests)
 
 
+def own_concurrency(rows: pd.DataFrame) -> int:
+    """Requests in flight of a pass that has a number of its own; 0 for others and in old files."""
+    known = rows["concurrency"].iloc[:1].dropna() if "concurrency" in rows else ()
+    return int(max(known, default=0))
+
+
 def system_tps(frame: pd.DataFrame) -> float:
     """Output tokens per second of one pass, from its first byte sent to its last token.
 

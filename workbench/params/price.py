@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from math import nan
 
 from workbench.errors import ParameterError, must_be
 
@@ -17,6 +18,12 @@ class Price:
 
     amount: float
     currency: str
+
+    def per_million(self, tokens_per_s: float, gpus: int) -> float:
+        """Cost of a million tokens that so many GPUs serve; NaN without a rate or GPUs."""
+        if not tokens_per_s > 0 or not gpus:
+            return nan
+        return self.amount * gpus / 3600 / tokens_per_s * 1e6
 
     @classmethod
     def parse(cls, text: str, name: str = "gpu_hour_price") -> Price | None:

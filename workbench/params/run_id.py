@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from workbench.hardware.machine import repository_root
-from workbench.params.notebooks import PaperClaimValidation, PdSweep
+from workbench.params.notebooks import PaperClaimValidation
+from workbench.params.pd_sweep import PdSweep
 from workbench.params.shared import EngineParams, LoadParams
 
 
@@ -21,11 +22,13 @@ def run_id(params: EngineParams) -> str:
     if not models:
         values.pop("models", None)  # so that a run of one model keeps its name
     # and one without any of these
-    for name in ("targets", "cores_per_instance", "predict", "measure"):
+    for name in ("targets", "cores_per_instance", "predict", "measure", "concurrencies"):
         if not values.get(name):
             values.pop(name, None)
     if isinstance(params, PdSweep) and params.engine != "attach":
         values["topology"] = ",".join(map(str, params.topologies))
+        if params.predict:
+            values["measure"] = ",".join(map(str, params.measured))
     # A file that has grown, or a registry with another claim, makes another run.
     logs = [Path(name) for name in getattr(params, "log_files", [])]
     if seen := [_seen(log) for log in logs if log.is_file()]:

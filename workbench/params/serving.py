@@ -7,7 +7,8 @@ from dataclasses import fields
 from typing import Any
 
 from workbench.errors import ParameterError, must_be
-from workbench.params.notebooks import ALL_CONNECTORS, CONNECTORS, PdSweep, check_params
+from workbench.params.notebooks import check_params
+from workbench.params.pd_sweep import ALL_CONNECTORS, CONNECTORS, PdSweep
 
 SERVING = (
     "topology", "connector",

@@ -184,7 +184,7 @@ class _Page:
             return "<p>Open the notebook to see this figure: plotly is not installed here.</p>"
         html = to_html(
             {"data": figure.get("data", []), "layout": figure.get("layout", {})},
-            config={"displaylogo": False, "responsive": True},
+            config={"displaylogo": False, "responsive": True, "showSendToCloud": False},
             full_html=False,
             include_plotlyjs=not self.plotly_loaded,
             include_mathjax=False,

@@ -98,8 +98,8 @@ def read_executed(path: str | Path) -> Executed:
 
 
 def _profile_cells(result: Result) -> list[Any]:
-    """The main figure of a profile, whose run has no notebook; none for another run."""
-    chart = residuals(result.fits)
+    """The main figure of a profiling run, which has no notebook; none for other runs."""
+    chart = residuals(result.fits) if result.run.notebook == "profile" else None
     if chart is None:
         return []
     data, metadata = chart._repr_mimebundle_()

@@ -15,7 +15,7 @@ from workbench.control import connect_problem, control_client, server_address, t
 from workbench.errors import DeploymentError, must_be
 from workbench.records import PROXY_HEADER, ProxyFacts
 from workbench.serve.connectors import CONNECTORS, lmcache
-from workbench.serve.deployment import Deployment, Instance
+from workbench.serve.deployed import Deployment, Instance
 from workbench.topology import Role
 
 API_KEY = "OPENAI_API_KEY"

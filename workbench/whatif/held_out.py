@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import isnan, nan
 
-from workbench.errors import ParameterError, ResultError
+from workbench.errors import ParameterError, PlanError, ResultError
 from workbench.experiment.result.result import Result
 from workbench.metrics.gates.gate_effects import Spoil, spoil
-from workbench.metrics.latency import system_tps
+from workbench.metrics.latency import own_concurrency, system_tps
 from workbench.topology import Topology
 from workbench.whatif.prediction import Prediction, predict
 from workbench.whatif.profile import Profile
@@ -16,7 +16,7 @@ from workbench.whatif.profile import Profile
 CHECKED = ("ttft_s", "tpot_s", "e2e_s", "system_tps")
 """The metrics that are compared; the limits of goodput may differ."""
 PROFILED = ("1p1d", "1a")
-"""Topologies that a profile is made of, so that they check nothing."""
+"""Topologies that are profiled, so they cannot check a prediction."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,7 @@ class HeldOut:
     rate_per_s: float
     """0 in a closed loop."""
     users: int
-    """Requests in flight in a sweep over users; 0 without one."""
+    """Requests in flight of a user sweep; 0 otherwise."""
     requests: int
     measured: dict[str, float]
     """Medians over all rounds by metric; of `system_tps` the mean of the rounds."""
@@ -43,11 +43,14 @@ class HeldOut:
         return self.predicted.number(metric).value / measured - 1 if measured else nan
 
 
-def held_out(profile: Profile, result: Result, *, with_profiled: bool = False) -> list[HeldOut]:
+def held_out(
+    profile: Profile, result: Result, *, with_profiled: bool = False, skip_refused: bool = False
+) -> list[HeldOut]:
     """Predict each cold pass of each arm of a measured pd_sweep.
 
-    Not those with another KV store than the profile; those of 1p1d and 1a only `with_profiled`:
-    there the load is held out, not the topology.
+    Arms with a KV store that the profile does not have are left out. So are 1p1d and 1a, which were
+    profiled; `with_profiled` keeps them, to hold out another load. `skip_refused` leaves out
+    passes that the profile does not fit, if it fits others.
 
     Raises ResultError for a run without such a pass, PlanError and ParameterError where the
     profile does not fit it.
@@ -59,12 +62,13 @@ def held_out(profile: Profile, result: Result, *, with_profiled: bool = False) -
         )
     rows, failed = result.requests, result.run.failed_gates
     stores = {arm.label: arm.connector for arm in result.run.arms}
-    found = []
+    found, foreign, refused = [], set[str](), list[PlanError]()
     for (arm, name), group in rows.groupby(["arm", "pass"], sort=False):
         text = str(group["topology"].iloc[0])
-        foreign = stores.get(str(arm), "none") not in ("none", profile.connector)
-        known = text in PROFILED and not with_profiled
-        if known or foreign or not str(name).startswith("cold"):
+        if (text in PROFILED and not with_profiled) or not str(name).startswith("cold"):
+            continue
+        if (store := stores.get(str(arm), "none")) not in ("none", profile.connector):
+            foreign.add(store)
             continue
         try:
             topology = Topology.parse(text)
@@ -72,12 +76,19 @@ def held_out(profile: Profile, result: Result, *, with_profiled: bool = False) -
             continue
         rate_per_s = float(group["rate_per_s"].iloc[0]) or result.run.parameters["rate_per_s"]
         given = dict(result.run.parameters)
-        own = int(group["concurrency"].iloc[0]) if "concurrency" in group else 0
+        own = own_concurrency(group)
         given |= {"topology": text, "rate_per_s": rate_per_s, "rates_per_s": [], "search": False}
         given |= {"concurrencies": []} | ({"concurrency": own} if own else {})
         if topology.aggregated:
             given["connector"] = profile.connector  # which moves nothing here
         params = profile.params(given)
+        try:
+            predicted = predict(profile, params, topology)
+        except PlanError as error:
+            if not skip_refused:
+                raise
+            refused.append(error)
+            continue
         rounds = group.groupby("round")
         measured = {name: float(group[name].median()) for name in CHECKED[:3]}
         measured["system_tps"] = float(rounds.apply(system_tps).mean())
@@ -88,20 +99,31 @@ def held_out(profile: Profile, result: Result, *, with_profiled: bool = False) -
                 users=own,
                 requests=len(group) // len(rounds),
                 measured=measured,
-                predicted=predict(profile, params, topology),
+                predicted=predicted,
                 spoiled=spoil(failed, "times", passes={str(name)}, arms={str(arm)}),
             )
         )
+    if not found and refused:
+        raise refused[0]
+    if not found and foreign:
+        raise ResultError(
+            f"{result.run.run_id} moves KV by {', '.join(sorted(foreign))}, and the profile is of"
+            f" {profile.connector}; profile that (example: workbench profile -p connector"
+            f" {min(foreign)})"
+        )
     if not found:
         raise ResultError(
-            f"{result.run.run_id} has no cold pass of a topology other than 1p1d and 1a to compare"
-            " with"
+            f"{result.run.run_id} has no cold pass of a topology other than 1p1d and 1a, which were"
+            " profiled; measure another one (example: workbench run pd_sweep -p topology 1p2d -p"
+            " rate_per_s 2)"
         )
     return found
 
 
 def covers(row: HeldOut, found: Prediction, metric: str) -> bool:
-    """Whether a held-out pass checks this number: same topology, no lower load."""
+    """Whether a held-out pass checks this number: same topology, at least the same utilisation."""
+    if metric not in CHECKED:
+        return False
     same = row.predicted.topology == found.topology
     most = row.predicted.closed.utilisation + 1e-9
     return same and found.closed.utilisation <= most and not isnan(row.error(metric))

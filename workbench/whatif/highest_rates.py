@@ -1,4 +1,4 @@
-"""The highest rate within TTFT and TPOT limits of every split of up to a number of GPUs."""
+"""The highest rate within TTFT and TPOT limits, for every P:D split of a number of GPUs."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ from tqdm import tqdm
 
 from workbench.errors import ParameterError, PlanError, must_be, needs, unused
 from workbench.experiment.plan.engine_setup import engine_of
-from workbench.experiment.plan.search import Limits, Point, Search
-from workbench.experiment.plan.traffic import workload_of
-from workbench.params.notebooks import PdSweep
+from workbench.experiment.plan.offered_load.loads import latency_limits
+from workbench.experiment.plan.offered_load.search import Limits, Point, Search
+from workbench.experiment.plan.offered_load.traffic import workload_of
+from workbench.params.pd_sweep import PdSweep
 from workbench.params.price import Price
 from workbench.topology import TensorParallel, Topology
-from workbench.whatif.costs import Costs
+from workbench.whatif.model.closed_form import ENGINE_STEPS
+from workbench.whatif.model.costs import Costs
+from workbench.whatif.model.simulation import Simulated
 from workbench.whatif.prediction import (
     SATURATED,
     Case,
     Prediction,
     case_of,
-    limits_of,
+    check_steady,
+    interval,
     predict_case,
 )
 from workbench.whatif.profile import Profile
-from workbench.whatif.simulation import Simulated
 
 if TYPE_CHECKING:
     import pandas as pd
 
 DRAWS = 10
-"""Draws beside the first: the range of 11 is an 83 % prediction interval, (n - 1) / (n + 1)."""
+"""Draws after the first one, for the interval of a highest rate."""
 REQUESTS_PER_GPU = 100
-"""Requests of a simulation, unless `requests` says another number."""
+"""Requests in a simulation, per GPU, unless `requests` is set."""
 MOST_GPUS = 16
 _RESOLUTION = 0.05
 _LOWEST = 0.02
 """The lowest rate that is tried, as a fraction of the highest rate of the busiest part."""
 _UNUSED = ("topology", "rate_per_s", "end_rate_per_s", "trace_speed", "concurrency")
 """Parameters of a load that the search sets itself."""
-_STEPS = "engine steps"
-"""What limits an aggregated instance: its steps have prompts and tokens of answers."""
 _RANGE = "profiled range"
 _OF_A_FILE = ("trace", "prompts")
-_ARRIVALS = ("auto", "poisson", "constant", "gamma")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,24 +57,22 @@ class Served:
     rate_per_s: float = nan
     low: float = nan
     high: float = nan
-    """Where higher rates are not predicted: the rate at which a part is full, or infinite."""
+    """If higher rates are not predicted: the rate at which a part saturates, or infinity."""
     limited_by: str = ""
     """The part that is too slow at a higher rate: prefill queue, prefill time, link, decode KV,
     decode steps, engine steps; or the profiled range."""
     open_end: str = ""
-    """Why higher rates, which might meet the limits too, are not predicted."""
+    """Why higher rates are not predicted, although they might meet the limits too."""
     refused: str = ""
     missed: bool = False
-    """Whether there is no rate because the limits are missed at any."""
+    """Whether there is no rate because the limits are missed at every rate."""
     doubts: tuple[str, ...] = ()
     output_tokens: float = nan
-    """Mean of a request."""
+    """Mean over requests."""
 
     def cost(self, price: Price | None, rate_per_s: float) -> float:
-        """Of a million output tokens at a rate, in the currency of the price; NaN without one."""
-        if price is None or not rate_per_s > 0:
-            return nan
-        return price.amount * self.gpus / (3600 * rate_per_s * self.output_tokens) * 1e6
+        """Cost of a million output tokens at a rate, in the price's currency; NaN without one."""
+        return price.per_million(rate_per_s * self.output_tokens, self.gpus) if price else nan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,11 +86,11 @@ class Splits:
 
     @property
     def unit(self) -> str:
-        """What is counted: instances where the profile's machine has no GPU."""
+        """`GPU`, or `instance` if the profile's machine has no GPU."""
         return "GPU" if self.profile.machine["gpus"] else "instance"
 
     def best(self, gpus: int, *, split: bool = True) -> Served | None:
-        """The split, or the aggregated topology, of so many GPUs with the highest rate."""
+        """The split (or aggregated topology) with the highest rate on this number of GPUs."""
         rows = [
             row
             for row in self.served
@@ -102,14 +100,14 @@ class Splits:
 
     @property
     def doubts(self) -> list[str]:
-        """What is doubtful in the profile, and in the best split and aggregated topology."""
+        """Doubts about the profile, the best split and the aggregated topology."""
         found = list(self.profile.doubts)
         for row in (self.best(self.gpus), self.best(self.gpus, split=False)):
             found += [f"{row.topology}: {doubt}" for doubt in row.doubts] if row else []
         return found
 
     def frame(self) -> pd.DataFrame:
-        """A row for each topology, for figure and table; `attrs` say what is counted."""
+        """A row for each topology, for figure and table; `attrs` has unit, currency and limits."""
         import pandas as pd
 
         price = Price.parse(self.params.gpu_hour_price)
@@ -133,7 +131,8 @@ class Splits:
         )
         frame.attrs |= {
             "unit": self.unit, "gpus": self.gpus, "simulated": self.profile.simulated,
-            "currency": price.currency if price else "", "limits": str(limits_of(self.params)),
+            "currency": price.currency if price else "", "limits": str(latency_limits(self.params)),
+            "interval": interval(DRAWS),
         }  # fmt: skip
         return frame
 
@@ -141,8 +140,8 @@ class Splits:
 def highest_rates(profile: Profile, given: Mapping[str, Any], gpus: int) -> Splits:
     """Predict the highest rate of every split of 2 to `gpus` GPUs, and of aggregated instances.
 
-    Raises ParameterError and PlanError for a load without limits or with a rate of its own, and
-    for all that `predict` refuses.
+    Raises ParameterError and PlanError without a latency limit, with a rate or topology given, and
+    for everything that `predict` refuses.
     """
     if not 2 <= gpus <= MOST_GPUS:
         raise ParameterError(must_be("--splits", f"2 to {MOST_GPUS}", gpus, "--splits 8"))
@@ -151,9 +150,7 @@ def highest_rates(profile: Profile, given: Mapping[str, Any], gpus: int) -> Spli
             raise ParameterError(
                 unused(name, given[name], "--splits", f"workbench predict -p {name} {given[name]}")
             )
-    if (arrivals := given.get("arrivals", "auto")) not in _ARRIVALS:
-        allowed = "auto, poisson, constant or gamma with --splits"
-        raise ParameterError(must_be("arrivals", allowed, arrivals, "poisson"))
+    check_steady(given.get("arrivals", "auto"), "with --splits")
     params = profile.params({**given, "rate_per_s": 1.0})
     if not (params.ttft_limit_ms or params.tpot_limit_ms):
         limit = "ttft_limit_ms or tpot_limit_ms"
@@ -177,7 +174,7 @@ def highest_rates(profile: Profile, given: Mapping[str, Any], gpus: int) -> Spli
 
 
 def topologies_of(gpus: int, per_instance: TensorParallel) -> Iterator[Topology]:
-    """Every split that needs so many GPUs, from most decode to most prefill; aggregated last."""
+    """Every split that needs exactly this number of GPUs, fewest prefill first; aggregated last."""
     for prefill in range(1, gpus // per_instance.prefill + 1):
         decode, rest = divmod(gpus - prefill * per_instance.prefill, per_instance.decode)
         if decode and not rest:
@@ -189,7 +186,7 @@ def topologies_of(gpus: int, per_instance: TensorParallel) -> Iterator[Topology]
 
 def _served(case: Case) -> Served:
     """The highest rate of one topology, with its interval and what limits it."""
-    limits = limits_of(case.params)
+    limits = latency_limits(case.params)
     bound_per_s = case.closed_form().bound_per_s
     top_per_s = _floored(SATURATED * bound_per_s)
     seen: dict[float, Prediction] = {}
@@ -215,13 +212,15 @@ def _served(case: Case) -> Served:
         if seen[above].refused:
             return replace(empty, refused=seen[above].refused)
         by = _limited_by(seen[above], limits, case.profile.costs(), alone=True)
-        return replace(empty, refused="limits missed at any rate", limited_by=by, missed=True)
+        return replace(empty, refused="limits missed at every rate", limited_by=by, missed=True)
     found = seen[met]
-    open_end, by = "", _full(found)
+    open_end, by = "", found.closed.bottleneck
     if isnan(above):
-        open_end = f"near saturation above {met:.3g} req/s; full at {bound_per_s:.3g}"
+        open_end = f"not predicted above {met:.3g} req/s, because it saturates at {bound_per_s:.3g}"
     elif seen[above].refused:
-        open_end, by = seen[above].refused, _RANGE
+        simulated = seen[above].simulated
+        full = simulated is not None and simulated.stuck  # requests that never got KV space
+        open_end, by = seen[above].refused, "decode KV" if full else _RANGE
     else:
         by = _limited_by(seen[above], limits, case.profile.costs())
     outside = min((rate for rate, one in seen.items() if one.refused), default=inf)
@@ -235,7 +234,7 @@ def _served(case: Case) -> Served:
         rate = _highest(search(met, ceiling), drawn)
         rates.append(0.0 if isnan(rate) else rate)
     high = max(rates)
-    if high >= ceiling:  # a higher rate is not predicted, but a full part ends it
+    if high >= ceiling:  # higher rates are not predicted, but a saturated part bounds them
         high = bound_per_s if outside == inf else inf
     return replace(
         empty, rate_per_s=met, low=min(rates), high=high,
@@ -246,7 +245,7 @@ def _served(case: Case) -> Served:
 def _highest(search: Search, share: Callable[[float], float]) -> float:
     """The highest rate that the search finds within the limits; NaN if none is.
 
-    A rate that is not predicted has no share, and the search goes below it.
+    A rate that is not predicted counts as missed, so the search goes below it.
     """
     points: list[Point] = []
     while (rate := search.next_load(points)) is not None:
@@ -258,24 +257,18 @@ def _highest(search: Search, share: Callable[[float], float]) -> float:
 
 
 def _floored(rate_per_s: float) -> float:
-    """Three digits, never more than the rate itself."""
+    """The rate rounded down to three digits."""
     digits = 2 - floor(log10(rate_per_s))
     scale = 10.0**digits
     return floor(rate_per_s * scale) / scale
 
 
-def _full(found: Prediction) -> str:
-    """The part that saturates first."""
-    part = found.closed.bottleneck
-    return {"prefill": "prefill queue", "steps": _STEPS}.get(part, part)
-
-
 def _limited_by(found: Prediction, limits: Limits, costs: Costs, *, alone: bool = False) -> str:
-    """The part that makes requests miss the limits; `alone` if they do at the lowest rate too."""
+    """The part that makes requests miss the limits; `alone` if they miss them at every rate."""
     assert found.simulated is not None
     rows = found.simulated.requests
     late, slow = rows["ttft_s"] > limits.ttft_s, rows["tpot_s"] > limits.tpot_s
-    steps = "decode steps" if found.topology.disaggregated else _STEPS
+    steps = "decode steps" if found.topology.disaggregated else ENGINE_STEPS
     if slow.sum() >= late.sum():
         return steps
     missed = rows[late]
@@ -300,7 +293,7 @@ def _of_transfer(
 
 
 def sentence(splits: Splits) -> str:
-    """Which topology of all GPUs serves most, and its bottleneck; the best of the other kind."""
+    """The best split and the best aggregated topology on all GPUs, with rate and bottleneck."""
     many = f"{splits.gpus} {splits.unit}s"
     both = [splits.best(splits.gpus), splits.best(splits.gpus, split=False)]
     rows = sorted(filter(None, both), key=lambda row: -row.rate_per_s)
@@ -326,7 +319,7 @@ def _rate(row: Served) -> str:
 
 
 def verdicts(splits: Splits) -> list[str]:
-    """Which others may serve as much as the best topology, and what its tokens cost."""
+    """Topologies that may be as good as the best one, and the cost per million output tokens."""
     rows = [row for row in splits.served if row.gpus == splits.gpus and row.rate_per_s > 0]
     if not rows:
         return []
@@ -338,7 +331,7 @@ def verdicts(splits: Splits) -> list[str]:
         both = filter(None, (splits.best(splits.gpus), splits.best(splits.gpus, split=False)))
         costs = [f"{row.topology} {row.cost(price, row.rate_per_s):.3g}" for row in both]
         said.append(
-            f"A million output tokens at the highest rate cost, in {price.currency}:"
+            f"Cost of a million output tokens at the highest rate, in {price.currency}:"
             f" {', '.join(costs)}."
         )
     return said

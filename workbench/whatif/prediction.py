@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from workbench.errors import PlanError, must_be
+from workbench.errors import ParameterError, PlanError, must_be
 from workbench.experiment.plan.engine_setup import engine_of
-from workbench.experiment.plan.search import Limits
-from workbench.experiment.plan.traffic import arrivals_of, workload_of
+from workbench.experiment.plan.offered_load.loads import latency_limits
+from workbench.experiment.plan.offered_load.search import Limits
+from workbench.experiment.plan.offered_load.traffic import arrivals_of, workload_of
 from workbench.load.workload.workload import Workload
 from workbench.metrics.ideal import Asked, Call, IdealCaches
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 from workbench.serve.connectors import connector
 from workbench.topology import Topology
-from workbench.whatif.closed_form import ClosedForm, closed_form
-from workbench.whatif.costs import Costs
 from workbench.whatif.fits import RESAMPLES
+from workbench.whatif.model.closed_form import ClosedForm, closed_form
+from workbench.whatif.model.costs import Costs
+from workbench.whatif.model.simulation import Load, Simulated, simulate
 from workbench.whatif.profile import Profile
-from workbench.whatif.simulation import Load, Simulated, simulate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,6 +34,8 @@ OUTSIDE = 0.01
 UNKNOWN = 0.15
 """Fraction of TTFT that transfers beyond the profiled overlap may add: the target of an error."""
 METRICS = ("ttft_s", "tpot_s", "e2e_s", "system_tps", "goodput")
+STEADY = ("auto", "poisson", "constant", "gamma")
+"""Arrivals with one rate, for predictions that choose it themselves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,17 +81,17 @@ class Case:
         return replace(self, params=replace(self.params, rate_per_s=rate_per_s))
 
     def load(self, draw: int = 0) -> Load:
-        """The requests of a draw: 0 has the seed of the parameters, others one of their own."""
+        """The requests of a draw. Draw 0 has the seed of the parameters; others have their own."""
         seed = self.params.seed + draw
         return _load(self.profile, self.params, self.workload, self.hits, seed)
 
     def numbers(self, draw: int) -> dict[str, float]:
-        """The metrics of a draw: with its seed and its resample of the profile."""
+        """The metrics of a draw, with its own seed and resample of the profile."""
         found = simulate(self.topology, self.load(draw), self.profile.costs(draw))
-        return _numbers(found, limits_of(self.params))
+        return _numbers(found, latency_limits(self.params))
 
     def closed_form(self, *, compared: bool = False) -> ClosedForm:
-        """The highest rates; with the simulation of a long queue beside theory if `compared`."""
+        """The highest rates; if `compared`, also queueing theory against a long simulation."""
         poisson = compared and self.params.arrival_kind == "poisson"
         load, costs = self.load(), self.profile.costs()
         rate = _rate(self.params, load)
@@ -98,7 +101,7 @@ class Case:
 def case_of(
     profile: Profile, params: PdSweep, topology: Topology, *, workload: Workload | None = None
 ) -> Case:
-    """The case of a load; `workload` is one that these parameters gave before.
+    """The case of a load. `workload` is that of these parameters, if it was built before.
 
     Raises PlanError where the workload does not fit the profile: lengths that were not measured,
     prompts beyond the KV space, limits that no request can meet.
@@ -116,11 +119,17 @@ def predict(profile: Profile, params: PdSweep, topology: Topology) -> Prediction
     return predict_case(case_of(profile, params, topology), draws=RESAMPLES)
 
 
-def predict_case(case: Case, *, draws: int, compared: bool = True) -> Prediction:
-    """Predict a case, with intervals from so many draws beside the first one.
+def interval(draws: int) -> str:
+    """What the range of the first draw and `draws` more is: of n values, a prediction interval of
+    (n - 1) / (n + 1)."""
+    level = 100 * draws / (draws + 2)
+    return f"{level:.0f} % prediction interval (range of {draws + 1} simulations)"
 
-    Without `compared` the simulation is not compared with the closed form, which takes longer than
-    a draw.
+
+def predict_case(case: Case, *, draws: int, compared: bool = True) -> Prediction:
+    """Predict a case, with intervals from the first draw and `draws` more.
+
+    `compared` also compares the simulation with the closed form, which takes longer than a draw.
     """
     profile, topology = case.profile, case.topology
     costs = profile.costs()
@@ -133,7 +142,7 @@ def predict_case(case: Case, *, draws: int, compared: bool = True) -> Prediction
         closed = replace(closed, rate_per_s=float(len(first.requests) / ended_s))
     if why := _saturated(closed) or _outside(profile, first, costs):
         return Prediction(topology=topology, closed=closed, refused=why, simulated=first)
-    found = [_numbers(first, limits_of(case.params))]
+    found = [_numbers(first, latency_limits(case.params))]
     found += [case.numbers(draw) for draw in range(1, draws + 1)]
     return Prediction(
         topology=topology,
@@ -143,18 +152,16 @@ def predict_case(case: Case, *, draws: int, compared: bool = True) -> Prediction
             for metric in METRICS
             if (values := [one[metric] for one in found])
         ),
-        doubts=tuple(_doubts(profile, case.workload, closed, first)),
+        doubts=tuple(_doubts(case, closed, first)),
         simulated=first,
     )
 
 
-def limits_of(params: PdSweep) -> Limits:
-    """The limits of TTFT and TPOT, and the share of requests that must meet them."""
-    return Limits(
-        ttft_s=params.ttft_limit_ms / 1000 or inf,
-        tpot_s=params.tpot_limit_ms / 1000 or inf,
-        share=params.limits_share,
-    )
+def check_steady(arrivals: str, where: str) -> None:
+    """Raises ParameterError for arrivals without one rate; `where` says why one is needed."""
+    if arrivals not in STEADY:
+        allowed = f"{', '.join(STEADY[:-1])} or {STEADY[-1]} {where}"
+        raise ParameterError(must_be("arrivals", allowed, arrivals, "poisson"))
 
 
 def check_turns(params: PdSweep, workload: Workload) -> None:
@@ -329,26 +336,26 @@ def _fit_doubts(profile: Profile, found: Simulated) -> list[str]:
     doubts = []
     costs = profile.costs()
     if not costs.token_s and not costs.pair_s:
-        doubts.append("In this profile prefill takes as long for any prompt. Do not rely on TTFT.")
+        doubts.append("Profiled prefill time does not grow with the prompt. Do not rely on TTFT.")
     if not costs.sequence_s and not costs.kv_token_s:
-        doubts.append("In this profile a decode step takes as long for any batch: do not rely on"
-                      " TPOT.")  # fmt: skip
+        doubts.append(
+            "Profiled decode step time does not grow with the batch. Do not rely on TPOT."
+        )
     moves = sum(found.beside.values())
     if moves and not costs.byte_s:
-        doubts.append("In this profile a transfer takes as long for any size. TTFT may be off.")
+        doubts.append("Profiled transfer time does not grow with the size. TTFT may be wrong.")
     most_others = profile.transfer.ranges["others"][1]
     share = sum(_beyond(found, most_others).values()) / moves if moves else 0.0
     if share > OUTSIDE:
         doubts.append(
-            f"{share:.0%} of transfers run beside more others than profiled ({most_others:.0f}):"
+            f"{share:.0%} of transfers overlap with more others than profiled ({most_others:.0f})."
             " TTFT may be too low."
         )
     return doubts
 
 
-def _doubts(
-    profile: Profile, workload: Workload, closed: ClosedForm, found: Simulated
-) -> list[str]:
+def _doubts(case: Case, closed: ClosedForm, found: Simulated) -> list[str]:
+    profile, workload, topology = case.profile, case.workload, case.topology
     doubts = []
     if not isnan(closed.wait_s) and closed.differs:
         doubts.append(
@@ -364,8 +371,14 @@ def _doubts(
     ):
         doubts.append("Loads of shared prefixes from the KV store are assumed to take no time.")
     on_cpu = not profile.machine["gpus"] and not profile.simulated
-    if on_cpu and not profile.parameters.get("cores_per_instance"):
+    own, cores = profile.parameters.get("cores_per_instance", 0), profile.machine["cores"]
+    if on_cpu and (not own or topology.instances * own > cores):
         doubts.append(
             "On a CPU all instances share the cores, but the simulation gives each its own."
+        )
+    elif on_cpu and 2 * own >= cores:
+        doubts.append(
+            "Proxy, load generator and API servers have no cores of their own here. Latencies may"
+            " be several times as long."
         )
     return doubts

@@ -8,19 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from workbench.experiment.load_unit import USERS
+from workbench.experiment.result.predicted import METRICS
 from workbench.experiment.result.result import load_result
 from workbench.whatif.held_out import CHECKED, HeldOut, covers, held_out
 from workbench.whatif.prediction import Predicted, Prediction, predict
 from workbench.whatif.profile import Profile, read_profile
-
-_SHOWN = {
-    "ttft_s": ("TTFT, median", 1000, "ms"),
-    "tpot_s": ("TPOT, median", 1000, "ms"),
-    "e2e_s": ("E2E, median", 1000, "ms"),
-    "system_tps": ("throughput", 1, "tok/s"),
-    "goodput": ("within limits", 100, "%"),
-}
-"""Label, factor and unit of each metric."""
 
 
 def prediction_page(
@@ -47,13 +39,13 @@ def prediction_page(
 
 
 def _aggregated(profile: Profile) -> Iterator[str]:
-    """How well it predicts the 1a of its own run."""
+    """The prediction errors on the 1a of the profile's own run."""
     each = [
         f"{name.removeprefix('cold, ')}: TTFT {ttft:+.0%}, TPOT {tpot:+.0%}"
         for name, (ttft, tpot) in profile.aggregated.items()
     ]
     if each:
-        yield f"  errors at 1a of the same run, {'; '.join(each)}"
+        yield f"  prediction errors on the profile's own 1a (not fitted), {'; '.join(each)}"
 
 
 def _checked(row: HeldOut) -> str:
@@ -65,7 +57,7 @@ def _checked(row: HeldOut) -> str:
         return f"{where}: left out, {row.spoiled.said}"
     if row.predicted.refused:
         return f"{where}: {row.predicted.refused}"
-    errors = ", ".join(f"{_SHOWN[name][0]} {row.error(name):+.1%}" for name in CHECKED)
+    errors = ", ".join(f"{METRICS[name][0]} {row.error(name):+.1%}" for name in CHECKED)
     return f"{where}: {errors}" + (f" ({row.spoiled.said})" if row.spoiled.said else "")
 
 
@@ -116,6 +108,7 @@ def _lines(found: Prediction, checks: Sequence[HeldOut]) -> Iterator[str]:
 
 
 def _number(one: Predicted) -> str:
-    label, factor, unit = _SHOWN[one.metric]
+    name, factor, unit = METRICS[one.metric]
+    label = f"{name}, median" if unit == "ms" else name
     low, high = factor * one.low, factor * one.high
     return f"{label:14} {factor * one.value:8.4g} {unit:6} [{low:.4g}, {high:.4g}]"

@@ -9,9 +9,9 @@ import numpy as np
 from workbench.errors import PlanError, must_be
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.plan.engine_setup import engine_of
+from workbench.experiment.plan.offered_load.traffic import workload_of
 from workbench.experiment.plan.plan import ExperimentPlan, Pass
-from workbench.experiment.plan.traffic import workload_of
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 from workbench.serve.connectors import connector
 from workbench.topology import Topology
 
@@ -20,16 +20,15 @@ LENGTHS = 6
 LARGEST_BATCH = 16
 """Requests in flight in the last pass, unless `concurrency` asks for more."""
 REQUESTS = 24
-"""Of each pass, unless `requests` says another number: four of each length, and more where more
-are in flight."""
+"""Requests per pass unless `requests` is set: four of each length, more if more are in flight."""
 
 
 def profile_plan(params: PdSweep) -> ExperimentPlan:
     """The plan of the runs from which `profile_of` makes a profile for the workload of `params`.
 
-    Cold passes time prefill and transfer, at 1, 2 and 4 requests in flight. Warm ones, which
-    compute little, bring the decode instance to larger batches. Those of 1a are no part of any
-    fit: they check the profile. Raises PlanError and ParameterError.
+    Cold passes time prefill and transfer, at 1, 2 and 4 requests in flight. Warm passes, which
+    compute little, bring the decode instance to larger batches. The passes of 1a are not fitted:
+    they check the profile. Raises PlanError and ParameterError.
     """
     means = connector(params.connector)
     if not means.transfers or means.at_once:

@@ -1,4 +1,4 @@
-"""A run with predictions: first a profile of 1p1d, then the measurement, then both compared."""
+"""A run with predictions: profile 1p1d, measure some topologies, predict all, and compare."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ from workbench.experiment.result.predicted import FitRow, HeldOutRow, PredictedR
 from workbench.experiment.result.result import Result, load_result
 from workbench.experiment.result.run_folder import RunFolder, output_root
 from workbench.experiment.run.run_log import Echo, OnRecord, echo_line
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 from workbench.whatif.held_out import CHECKED, HeldOut, covers, held_out
-from workbench.whatif.prediction import Prediction, check_turns, predict
-from workbench.whatif.profile import (
+from workbench.whatif.measured_profile import (
     LARGEST_RESIDUAL,
     LARGEST_TRANSFER_RESIDUAL,
-    Profile,
     profile_of,
-    read_profile,
 )
+from workbench.whatif.prediction import Prediction, check_turns, predict
+from workbench.whatif.profile import Profile, read_profile
 from workbench.whatif.profile_plan import profile_plan as plan_of_profile
 
 _DOUBT = "Predictions: {}"
@@ -48,10 +47,10 @@ async def run_and_predict(
     echo: Echo = echo_line,
     on_record: OnRecord | None = None,
 ) -> Result:
-    """Run a plan; with `predict` measure its profile first, and add what that predicts.
+    """Run a plan; with `predict`, profile first and add predictions to the result.
 
-    A finished profile of the same parameters is used again, and an interrupted one resumed. A
-    profile that cannot be made is a sentence of the result. Raises as `experiment.run.run.run`.
+    A finished profile of the same parameters is reused, and an interrupted one is resumed. If no
+    profile can be made, the result says why. Raises the same errors as `experiment.run.run.run`.
     """
     from workbench.experiment.run.run import run
 
@@ -59,7 +58,7 @@ async def run_and_predict(
         return await run(plan, echo=echo, on_record=on_record)
     profile, said = _kept(profiling), ""
     if profile is not None:
-        echo(f"profile {profile.run_id}: reusing the one of an earlier run")
+        echo(f"profile {profile.run_id}: reusing an earlier measurement")
     else:
         try:
             profile = with_fits(await run(profiling, echo=echo))[1]
@@ -70,7 +69,7 @@ async def run_and_predict(
 
 
 def with_fits(result: Result) -> tuple[Result, Profile]:
-    """The run of a profile with its fits, and the profile; both are written to its folder.
+    """Add the fits to the result of a profiling run; returns it and the profile, both written.
 
     Raises ResultError as `profile_of` does.
     """
@@ -80,7 +79,7 @@ def with_fits(result: Result) -> tuple[Result, Profile]:
 
 
 def forget_profile(params: PdSweep) -> None:
-    """Make sure that the next run with `predict` measures its profile anew."""
+    """Delete the kept profile, so that the next run with `predict` measures a new one."""
     made = plan_of_profile(params)
     RunFolder.forget(params.output_dir, made.notebook, made.run_id)
     (_home(made) / "profile.json").unlink(missing_ok=True)
@@ -91,8 +90,7 @@ def _home(profiling: ExperimentPlan) -> Path:
 
 
 def _kept(profiling: ExperimentPlan) -> Profile | None:
-    """The finished profile of an earlier run, if it was measured on this machine with the versions
-    that are installed now."""
+    """The profile of an earlier run, if it is of this machine and of the installed versions."""
     try:
         found = read_profile(_home(profiling) / "profile.json")
         found.params({})
@@ -110,15 +108,16 @@ def _with_predictions(result: Result, profile: Profile | None, said: str) -> Res
     if profile is None:
         return _written(result, replace(result.run, profile=said))
     try:
-        checks = held_out(profile, result)
+        checks = held_out(profile, result, skip_refused=True)
     except WorkbenchError:  # nothing was held out, or every prediction is refused below
         checks = []
+    measured = {check.predicted.topology: check.predicted for check in checks}
     params = profile.params(result.run.parameters)
     predicted: list[PredictedRow] = []
     doubts: dict[str, list[str]] = {}
     for topology in params.topologies:
         try:
-            found = predict(profile, params, topology)
+            found = measured.get(topology) or predict(profile, params, topology)
         except PlanError as error:
             predicted.append(_row(str(topology), refused=f"not predicted: {error}"))
             continue
@@ -149,7 +148,7 @@ def _about(profile: Profile, folder: Path) -> str:
         when = f", measured {load_result(folder).run.finished_at[:16].replace('T', ' ')} UTC"
     except ResultError:
         when = ""
-    return f"The profile is of 1p1d and 1a: run {profile.run_id}{when}."
+    return f"Profile of 1p1d and 1a: run {profile.run_id}{when}."
 
 
 def _fits(profile: Profile) -> tuple[FitRow, ...]:
@@ -212,7 +211,7 @@ def _rows(found: Prediction, checks: Sequence[HeldOut]) -> list[PredictedRow]:
             value=one.value,
             low=one.low,
             high=one.high,
-            checked=one.metric in CHECKED and any(covers(row, found, one.metric) for row in checks),
+            checked=any(covers(row, found, one.metric) for row in checks),
             **known,
         )
         for one in found.numbers

@@ -1,6 +1,6 @@
-"""A quick prediction for sliders: one topology and equal aggregated instances over the rate.
+"""A quick prediction for sliders: a topology and its aggregated baseline, by arrival rate.
 
-It takes fewer requests and draws than `predict`, so that it ends within a second.
+It simulates fewer requests and draws than `predict`, so it takes about a second.
 """
 
 from __future__ import annotations
@@ -13,17 +13,24 @@ import numpy as np
 
 from workbench.errors import ParameterError, check_positive, must_be
 from workbench.experiment.plan.engine_setup import engine_of
-from workbench.experiment.plan.traffic import workload_of
+from workbench.experiment.plan.offered_load.traffic import workload_of
 from workbench.topology import Topology
-from workbench.whatif.prediction import SATURATED, Case, Prediction, case_of, predict_case
+from workbench.whatif.prediction import (
+    SATURATED,
+    Case,
+    Prediction,
+    case_of,
+    check_steady,
+    interval,
+    predict_case,
+)
 from workbench.whatif.profile import Profile
 
 if TYPE_CHECKING:
     import pandas as pd
 
 REQUESTS, DRAWS, RATES = 150, 10, 5
-"""Requests of a simulation, draws beside the first at the chosen rate, and other rates."""
-_ARRIVALS = ("auto", "poisson", "constant", "gamma")
+"""Requests in a simulation, draws after the first one at the chosen rate, and other rates."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,41 +41,42 @@ class Quick:
     rate_per_s: float
     prediction: Prediction
     beside: Prediction | None
-    """Of as many aggregated instances; None if the topology is aggregated itself."""
+    """The same number of aggregated instances; None if the topology is aggregated itself."""
     curves: pd.DataFrame
-    """A row for each topology and rate: ttft_s and tpot_s, with the ends of their intervals at the
-    chosen rate. Empty if that is refused."""
+    """A row for each topology and rate: ttft_s and tpot_s, with intervals at the chosen rate. Empty
+    if the chosen rate is refused."""
     link: float
 
     @property
     def sentence(self) -> str:
-        """Numbers and bottleneck of the chosen rate, or why it is not predicted."""
+        """The numbers at the chosen rate and the bottleneck, or why nothing is predicted."""
         found, closed = self.prediction, self.prediction.closed
         where = f"{found.topology} at {self.rate_per_s:.3g} req/s"
         if found.refused:
             return f"{where}: {found.refused}"
         times = (1000 * found.number(f"{name}_s").value for name in ("ttft", "tpot"))
         ttft, tpot = (f"{ms:.3g} ms" for ms in times)
-        part = {"steps": "engine steps"}.get(closed.bottleneck, closed.bottleneck)
-        return f"{where}: TTFT {ttft}, TPOT {tpot}; fullest: {part} ({closed.utilisation:.0%})"
+        busy = f"{100 * closed.utilisation:.0f} % utilised"
+        return f"{where}: TTFT {ttft}, TPOT {tpot}; bottleneck: {closed.bottleneck} ({busy})"
 
     @property
     def notes(self) -> list[str]:
-        """How it differs from a whole prediction, and its doubts."""
+        """How it differs from `workbench predict`, and its doubts."""
+        simulated = self.prediction.simulated
+        requests = len(simulated.requests) if simulated else REQUESTS
         found = [
-            f"Quick prediction, not checked here: {REQUESTS} requests, range of {DRAWS + 1} draws"
-            f" ({100 * DRAWS / (DRAWS + 2):.0f} % prediction interval). workbench predict uses"
-            " more."
+            f"Quick prediction, not checked here: {requests} requests, {interval(DRAWS)}."
+            " workbench predict simulates more."
         ]
         if self.link != 1:
             found.append(
-                f"Link bandwidth is assumed to be {self.link:g}x the profiled one, not measured."
+                f"The link bandwidth ({self.link:g}x the profiled one) is assumed, not measured."
             )
         return [*found, *self.profile.doubts, *self.prediction.doubts]
 
 
 def with_link(profile: Profile, link: float) -> Profile:
-    """The profile with `link` times its bandwidth: bytes, and what transfers add to one another."""
+    """The profile with `link` times its bandwidth (terms of bytes and concurrent transfers)."""
     scale = np.array([1 / link if term in ("bytes", "others") else 1.0
                       for term in profile.transfer.terms])  # fmt: skip
 
@@ -89,9 +97,9 @@ def quick(profile: Profile, given: Mapping[str, Any], *, link: float = 1.0) -> Q
     """
     check_positive(link=link)
     sized = {"requests": REQUESTS, **given}
-    if (arrivals := sized.get("arrivals", "auto")) not in _ARRIVALS:
-        allowed = "auto, poisson, constant or gamma, since a slider moves the rate"
-        raise ParameterError(must_be("arrivals", allowed, arrivals, "poisson"))
+    check_steady(str(sized.get("arrivals", "auto")), "because a slider moves the rate")
+    if not sized.get("topology"):
+        raise ParameterError(must_be("topology", "one topology", "", "1p2d"))
     params = profile.params(sized)
     if len(params.topologies) != 1:
         raise ParameterError(must_be("topology", "one topology", params.topology, "1p2d"))
@@ -118,7 +126,7 @@ def quick(profile: Profile, given: Mapping[str, Any], *, link: float = 1.0) -> Q
 
 
 def started(profile: Profile, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values to begin with: 1p2d, half of its highest rate, the longest profiled prompt.
+    """The first values; by default 1p2d, half its highest rate, and the longest profiled prompt.
 
     Prompts have one length, and are unique or share a prefix. Raises as `quick` does.
     """
@@ -135,7 +143,7 @@ def started(profile: Profile, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _curve(case: Case, chosen: Prediction) -> list[dict[str, Any]]:
-    """Medians at rates up to saturation; at the chosen rate with their ends."""
+    """Medians at rates up to saturation, and at the chosen rate with intervals."""
     end_per_s = SATURATED * chosen.closed.bound_per_s
     rows = []
     for rate in np.linspace(end_per_s / RATES, 0.999 * end_per_s, RATES):

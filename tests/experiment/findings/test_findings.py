@@ -16,7 +16,8 @@ from workbench.experiment.result.result_file import from_plain, to_plain
 from workbench.metrics.counters import DraftCounters, TokenSources
 from workbench.metrics.gates.gate_table import GATES
 from workbench.metrics.passes import PassCounters
-from workbench.params.notebooks import PdSweep, PrefixCache, check_params
+from workbench.params.notebooks import PrefixCache, check_params
+from workbench.params.pd_sweep import PdSweep
 from workbench.params.run_id import run_id
 from workbench.records import to_frame
 

@@ -20,12 +20,13 @@ from workbench.experiment.findings.link_findings import (
 )
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.plan.plan import ExperimentPlan
-from workbench.experiment.result.facts import Comparison, LinkRow, RunFacts, SummaryRow
+from workbench.experiment.result.facts import RunFacts
+from workbench.experiment.result.finding_rows import Comparison, LinkRow, SummaryRow
 from workbench.experiment.result.result_file import to_plain
 from workbench.metrics.counters import TokenSources, TransferCounters
 from workbench.metrics.passes import PassCounters
 from workbench.metrics.statistics import Estimate, Ratio
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 from workbench.records import LinkRate
 
 GIVEN: dict[str, Any] = {"engine": "simulated", "topology": "1p1d", "connector": "nixl"}

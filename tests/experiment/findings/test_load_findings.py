@@ -7,9 +7,9 @@ import pytest
 
 from workbench.experiment.findings.load_findings import load_cards, load_headline
 from workbench.experiment.load_unit import USERS
-from workbench.experiment.plan.loads import Loads
-from workbench.experiment.plan.search import Answer, Limits
-from workbench.experiment.result.facts import LoadRow
+from workbench.experiment.plan.offered_load.loads import Loads
+from workbench.experiment.plan.offered_load.search import Answer, Limits
+from workbench.experiment.result.finding_rows import LoadRow
 
 
 def row(rate, achieved, ttft_s, **given):

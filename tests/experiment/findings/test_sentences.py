@@ -7,7 +7,7 @@ import pytest
 from tests.wording import words
 from workbench.experiment.findings import headline, sentences
 from workbench.experiment.findings.sentences import break_even, marked
-from workbench.experiment.result.facts import Card, Comparison, SummaryRow
+from workbench.experiment.result.finding_rows import Card, Comparison, SummaryRow
 from workbench.metrics.gates.gate_effects import spoil, told
 from workbench.metrics.gates.gate_table import GATES
 from workbench.metrics.statistics import Estimate, Ratio

@@ -11,7 +11,7 @@ from workbench.experiment.findings.size_findings import (
     size_headline,
     size_sentences,
 )
-from workbench.experiment.result.facts import SizeRow
+from workbench.experiment.result.finding_rows import SizeRow
 from workbench.metrics.statistics import Ratio
 
 NOISE, FASTER, SLOWER, ALONE = (1.0, 0.9, 1.1), (9.0, 8.0, 10.0), (0.8, 0.7, 0.9), (2.0, nan, nan)

@@ -8,7 +8,8 @@ from workbench.cli import main
 from workbench.errors import ParameterError, PlanError
 from workbench.experiment.findings.compare import compare
 from workbench.experiment.findings.target_findings import target_rows, targets_of
-from workbench.experiment.result.facts import ArmFacts, Comparison
+from workbench.experiment.result.facts import ArmFacts
+from workbench.experiment.result.finding_rows import Comparison
 from workbench.metrics.statistics import Ratio
 
 PD, BASE, STORED = "1p1d lmcache", "2a", "2a lmcache"

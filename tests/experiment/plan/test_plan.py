@@ -7,7 +7,8 @@ import pytest
 
 from workbench.errors import PlanError
 from workbench.experiment.plan import arms
-from workbench.params.notebooks import PdSweep, PrefixCache, check_params
+from workbench.params.notebooks import PrefixCache, check_params
+from workbench.params.pd_sweep import PdSweep
 from workbench.params.run_id import run_id
 
 ATTACH = {"engine": "attach", "base_url": "http://127.0.0.1:1"}
@@ -26,6 +27,17 @@ def test_a_run_id_is_a_slug_that_can_be_read_and_a_hash(params, slug):
     said, _, digest = run_id(params).rpartition("-")
     assert said == slug
     assert len(digest) == 6
+
+
+def test_a_parameter_that_is_not_set_leaves_the_run_id_of_earlier_versions():
+    """A new parameter with a value in the hash would make every earlier run unfindable."""
+    assert run_id(PdSweep()) == "1p4d-lmcache-22660t-n3-r3-8a6bfe"
+
+
+def test_a_list_of_measured_topologies_is_hashed_as_it_is_meant():
+    predicted = {"predict": True, "topology": "all", "connector": "nixl"}
+    written = [run_id(PdSweep(**predicted, measure=text)) for text in ("1p2d,2p1d", "1P2D, 2p1d")]
+    assert written[0] == written[1] != run_id(PdSweep(**predicted, measure="1p2d"))
 
 
 def test_a_search_from_a_slow_rate_is_planned_to_take_its_time():

@@ -10,7 +10,7 @@ from tests.environments import environment
 from workbench.experiment.plan import arms, engine_setup, speed
 from workbench.experiment.plan.speed import TYPICAL, Speed, layers_for, machine_speed
 from workbench.hardware.interpreter import interpreter
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 from workbench.serve.tiny_model import LAYERS, model_facts
 
 HERE = interpreter()

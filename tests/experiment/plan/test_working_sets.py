@@ -38,7 +38,7 @@ def test_on_a_gpu_the_kv_space_must_be_given(sweep, machine_has, monkeypatch):
     monkeypatch.setattr(
         "workbench.experiment.plan.engine_setup.check_arguments", lambda *_, **__: Drafting()
     )
-    monkeypatch.setattr("workbench.experiment.plan.arms.check_gpu_memory", lambda *_: None)
+    monkeypatch.setattr("workbench.experiment.plan.plan_checks.check_gpu_memory", lambda *_: None)
     machine_has("cuda", gpus=1)
     with pytest.raises(PlanError, match=r"working_sets needs a known KV space .*--kv-cache-memory"):
         sweep(**SMALL, working_sets=[2])

@@ -7,7 +7,8 @@ from math import nan
 
 import pytest
 
-from workbench.experiment.result.facts import DecisionRow, EnergyRow, PointRow, RunFacts
+from workbench.experiment.result.facts import RunFacts
+from workbench.experiment.result.finding_rows import DecisionRow, EnergyRow, PointRow
 from workbench.experiment.result.point_tables import (
     decision_lines,
     decision_table,

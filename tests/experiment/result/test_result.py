@@ -7,7 +7,8 @@ import pytest
 
 from workbench.errors import ResultError
 from workbench.experiment.hits.hit_analysis import HitResult
-from workbench.experiment.result.facts import Comparison, LinkRow, RunFacts, SizeRow, SummaryRow
+from workbench.experiment.result.facts import RunFacts
+from workbench.experiment.result.finding_rows import Comparison, LinkRow, SizeRow, SummaryRow
 from workbench.experiment.result.result import MIME, Result, load_result
 from workbench.experiment.result.run_folder import RunFolder
 from workbench.metrics.gates.gate import Gate

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from workbench.errors import ResultError
-from workbench.experiment.result.facts import SCHEMA, Card, Comparison, RunFacts
+from workbench.experiment.result.facts import SCHEMA, RunFacts
+from workbench.experiment.result.finding_rows import Card, Comparison
 from workbench.experiment.result.result_file import (
     from_plain,
     json_schema,

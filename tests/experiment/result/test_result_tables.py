@@ -6,13 +6,12 @@ from math import isnan, nan
 import pandas as pd
 
 from tests.experiment.result.waterfalls import split
-from workbench.experiment.result.facts import ArmFacts, LoadRow
+from workbench.experiment.result.facts import ArmFacts
+from workbench.experiment.result.finding_rows import LoadRow
+from workbench.experiment.result.ledger_tables import by_request, ledger_table, store_table
 from workbench.experiment.result.result_tables import (
-    by_request,
-    ledger_table,
     load_table,
     percentile_table,
-    store_table,
     styled,
     waterfall_table,
 )

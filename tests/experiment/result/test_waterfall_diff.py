@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import t
 
 from tests.experiment.result.waterfalls import split
-from workbench.experiment.result.facts import Comparison
+from workbench.experiment.result.finding_rows import Comparison
 from workbench.experiment.result.waterfall_diff import difference, why
 from workbench.metrics.statistics import Ratio
 from workbench.metrics.waterfall.waterfall import PARTS

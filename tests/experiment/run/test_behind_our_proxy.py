@@ -12,7 +12,7 @@ from workbench.experiment.environment import TIMING_GATES
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.result.result import Result
 from workbench.experiment.run.run import run
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 from workbench.serve.attach import parameters_for
 
 TINY = {"prompt_tokens": 600, "output_tokens": 8, "requests": 3, "rounds": 1}

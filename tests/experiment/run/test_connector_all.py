@@ -6,7 +6,7 @@ import pytest
 
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.run.run import run
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 
 pytestmark = pytest.mark.servers
 

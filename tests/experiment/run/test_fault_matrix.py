@@ -26,10 +26,10 @@ from workbench.experiment.run.run_log import Log
 from workbench.hardware.machine import repository_root
 from workbench.metrics.gates.gate_effects import spoil
 from workbench.metrics.gates.gate_table import KINDS
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 from workbench.report.figures import requests_over_time, token_sources
 from workbench.report.outcome import outcome_of
-from workbench.serve import deployment
+from workbench.serve import deployed
 from workbench.serve.processes.local import LocalLauncher
 from workbench.serve.simulated.faults import FAULTS, applies
 from workbench.serve.simulated.substitution import LOADS
@@ -108,7 +108,7 @@ def one_launcher(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that nothing disturbs, and little patience with an instance that refuses a reset."""
-    monkeypatch.setattr(deployment, "RESET_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(deployed, "RESET_TIMEOUT_S", 0.5)
     monkeypatch.setattr(isolation, "STORE_RESET_S", 0.5)
 
     def watch(load: Any, others_share: float, log: Log, **_: Any) -> None:

@@ -8,7 +8,7 @@ from tests.runs import causes, outcomes
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.result.result import load_result
 from workbench.experiment.run.run import run
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 
 SMALL = {"engine": "simulated", "connector": "offload", "output_tokens": 4, "rounds": 1}
 BUSY = {"client kept up", "instances alike", "steady state", "answers were streamed"}

@@ -4,8 +4,8 @@ import pytest
 
 from tests.load.words import Words
 from workbench.errors import DeploymentError, ParameterError
-from workbench.experiment.plan import traffic
 from workbench.experiment.plan.arms import plan
+from workbench.experiment.plan.offered_load import traffic
 from workbench.experiment.run.run import run
 from workbench.params.notebooks import check_params
 

@@ -12,7 +12,7 @@ from workbench.experiment.result.facts import SCHEMA
 from workbench.experiment.result.result import load_result
 from workbench.experiment.run.progress import read_standing
 from workbench.experiment.run.run import run
-from workbench.serve import deployment as serve
+from workbench.serve import deployed
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ async def test_a_server_that_goes_away_ends_the_run_with_what_was_measured(
 
 
 async def test_a_run_in_which_no_pass_could_begin_has_failed(attached, vllm, monkeypatch, tmp_path):
-    monkeypatch.setattr(serve, "RESET_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(deployed, "RESET_TIMEOUT_S", 0.0)
     vllm.goes_wrong("reset_refused")
     plan = attached()
     warm_only = replace(plan.arms[0], passes=(Pass(name="store-warm", state="store-warm"),))

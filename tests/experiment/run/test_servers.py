@@ -4,7 +4,7 @@ import pytest
 
 import workbench as wb
 from workbench.errors import LaunchError, PlanError
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 from workbench.serve.connectors import CONNECTORS
 
 

@@ -6,7 +6,7 @@ import re
 import pandas as pd
 import pytest
 
-from workbench.experiment.result.facts import LinkRow
+from workbench.experiment.result.finding_rows import LinkRow
 from workbench.experiment.result.result_tables import link_frame, link_table
 from workbench.metrics.statistics import Estimate, Ratio
 from workbench.report.figures import links

@@ -48,6 +48,13 @@ def test_without_limits_there_is_no_goodput(swept):
     assert "within the limits" not in without.alt
 
 
+def test_goodput_of_requests_that_all_met_the_limits_is_only_told(swept):
+    assert "(open)" in loads(swept).caption
+    met = loads(swept.assign(goodput_per_s=swept["achieved_per_s"]))
+    assert "All of them are within the limits: goodput is the same." in met.caption
+    assert "(open)" not in met.caption
+
+
 def test_rates_at_which_nothing_ended_can_be_drawn(swept):
     nothing = swept.assign(achieved_per_s=None, goodput_per_s=0.0, ttft_s=None, ttft_low_s=None)
     chart = loads(nothing)

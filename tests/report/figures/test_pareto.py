@@ -63,6 +63,10 @@ def test_one_point_an_arm_has_no_line():
     assert "Lines join" not in chart.caption
 
 
+def test_a_single_point_is_neither_highest_nor_fastest():
+    assert "1p1d lmcache: 40.0 tok/s per GPU, 100 tok/s per user" in text(pareto(points(LADDER[0])))
+
+
 def test_points_of_a_failed_gate_are_hollow_or_crossed_out_and_off_the_line():
     rough = pareto(points(*LADDER, failed_gates=["client kept up"]))
     assert "Hollow: a gate makes it rough" in rough.caption

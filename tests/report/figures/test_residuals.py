@@ -23,8 +23,8 @@ def test_a_fit_is_drawn_with_its_residuals_and_its_range():
     assert "Median residual of the profile's fits: prefill 5.0 %" in shown
     assert {"prefill", "1,000 to 4,000 tokens", "residual, %", "fitted, ms"} <= set(shown)
     assert {"+60", "+30", "-30"} <= set(shown)  # the limit, and twice that
-    assert "Triangles: 1 residuals beyond the axis." in chart.caption  # +110 %
-    assert "The fits hold for: prefill for 1,000 to 4,000 tokens." in chart.alt
+    assert "Triangles: 1 residual beyond the axis." in chart.caption  # +110 %
+    assert "The fits are valid for: prefill for 1,000 to 4,000 tokens." in chart.alt
 
 
 def test_without_a_profile_there_is_no_figure():

@@ -23,14 +23,14 @@ COLUMNS = (
 def chart(currency="USD"):
     frame = pd.DataFrame(ROWS, columns=list(COLUMNS)).assign(missed=False)
     frame.attrs |= {"unit": "GPU", "gpus": 4, "simulated": True, "currency": currency,
-                    "limits": "TTFT at most 500 ms"}  # fmt: skip
+                    "limits": "TTFT at most 500 ms", "interval": "83 % interval"}  # fmt: skip
     return splits(frame, "4 GPUs: 2p2d would serve at least 5 req/s")
 
 
 def test_what_is_not_predicted_is_a_cross_with_words_and_no_number():
     drawn = chart()
     assert "not predicted" in text(drawn) and "3p1d near saturation" in drawn.alt
-    assert "Cross: no prediction" in drawn.caption
+    assert "Cross: not predicted" in drawn.caption
     assert "Arrow: higher rates are outside" in drawn.caption
     assert {"limit: prefill queue", "limit: profiled range", "simulated"} <= set(words(drawn))
     assert "2p2d at least 5 req/s" in drawn.alt

@@ -8,7 +8,7 @@ import pytest
 
 from workbench.errors import LaunchError, PlanError
 from workbench.hardware.interpreter import interpreter
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 from workbench.serve import connectors
 from workbench.serve.connectors import CONNECTORS, Connector, Wiring, connector
 from workbench.serve.deployment import plan_deployment

@@ -5,7 +5,8 @@ import pytest
 
 from workbench.errors import PlanError
 from workbench.serve.connectors.mooncake import CONNECTOR
-from workbench.serve.deployment import Deployment, DeploymentPlan, plan_deployment
+from workbench.serve.deployed import Deployment, DeploymentPlan
+from workbench.serve.deployment import plan_deployment
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import Topology
 

@@ -12,7 +12,8 @@ from workbench.metrics.counters import StoreCounters
 from workbench.metrics.prometheus import Counters
 from workbench.serve.connectors import Wiring
 from workbench.serve.connectors.offload import CONNECTOR, STORE
-from workbench.serve.deployment import Deployment, Instance, plan_deployment
+from workbench.serve.deployed import Deployment, Instance
+from workbench.serve.deployment import plan_deployment
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import Topology
 

@@ -18,7 +18,8 @@ from workbench.metrics.prometheus import difference
 from workbench.records import RequestRecord
 from workbench.serve import simulated
 from workbench.serve.connectors import connector, lmcache
-from workbench.serve.deployment import Deployment, Instance, plan_deployment
+from workbench.serve.deployed import Deployment, Instance
+from workbench.serve.deployment import plan_deployment
 from workbench.serve.processes.ports import unused_ports
 from workbench.serve.proxy.proxy import create_app
 from workbench.serve.simulated.__main__ import apps, serving

@@ -3,7 +3,7 @@ import pytest
 from tests.serve.simulated.pair import SETTINGS
 from workbench.errors import PlanError
 from workbench.experiment.plan.arms import plan
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 from workbench.params.shared import FAULTS as CHOICES
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import plan_deployment

@@ -15,14 +15,15 @@ from workbench.claims.serving.proofs import faults, proofs
 from workbench.claims.verdict.decision import Interval, difference
 from workbench.claims.verdict.verdict import Measurement
 from workbench.experiment.plan.arms import plan
+from workbench.experiment.plan.offered_load.traffic import WorkloadSpec
 from workbench.experiment.plan.plan import Arm, ExperimentPlan
 from workbench.experiment.plan.speed import TYPICAL
-from workbench.experiment.plan.traffic import WorkloadSpec
 from workbench.experiment.result.result import Result
 from workbench.experiment.run.run import run
 from workbench.metrics.latency import system_tps
 from workbench.metrics.statistics import Ratio, noise_floor, pair, paired_ratio, ratio_of_rounds
-from workbench.params.notebooks import EngineParams, PdSweep
+from workbench.params.notebooks import EngineParams
+from workbench.params.pd_sweep import PdSweep
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,7 +12,8 @@ from workbench.experiment.findings.findings import repeat_command
 from workbench.experiment.findings.headline import headline
 from workbench.experiment.findings.sentences import marked
 from workbench.experiment.result.claim_account import SECTIONS, ClaimAccount
-from workbench.experiment.result.facts import Card, RunOutcome
+from workbench.experiment.result.facts import RunOutcome
+from workbench.experiment.result.finding_rows import Card
 from workbench.metrics.gates.gate import Gate, judge
 from workbench.metrics.gates.gate_effects import failed_gates
 from workbench.params.notebooks import PaperClaimValidation

@@ -107,10 +107,18 @@ def launches_of(result: Result, *, arm: str = "", cache_state: str = "") -> Laun
 
 
 def compared(
-    run: Launches, base: Launches, *, metrics: Iterable[str] = NAMES, more: Sequence[Launches] = ()
+    run: Launches,
+    base: Launches,
+    *,
+    metrics: Iterable[str] = NAMES,
+    more: Sequence[Launches] = (),
+    any_topology: bool = False,
 ) -> Iterator[Compared]:
-    """Each arm and pass of `run` against its match in `base`; `more` are repetitions of `base`."""
-    pairs, _ = pairs_of(run, base)
+    """Each arm and pass of `run` against its match in `base`; `more` are repetitions of `base`.
+
+    `any_topology` as for `pairs_of`.
+    """
+    pairs, _ = pairs_of(run, base, any_topology=any_topology)
     for metric, (ours, theirs) in product(metrics, pairs):
         if (metric, ours) not in run.numbers or (metric, theirs) not in base.numbers:
             continue
@@ -153,17 +161,20 @@ def worst(*spoils: Spoil) -> Spoil:
     return min(spoils, key=lambda does: (*WORST_FIRST, "").index(does.effect))
 
 
-def pairs_of(run: Launches, base: Launches) -> tuple[list[tuple[Kind, Kind]], list[list[Kind]]]:
+def pairs_of(
+    run: Launches, base: Launches, *, any_topology: bool = False
+) -> tuple[list[tuple[Kind, Kind]], list[list[Kind]]]:
     """Matching arms and passes of two runs, and those that only one of them has.
 
-    Like is the same arm and pass; else the same model, arm and pass, if only one of the runs has
-    several models; else the only ones left with the same model, topology and pass; else the arms
-    of runs that have one arm each, such as two attached deployments.
+    Rules, in this order: the same arm and pass; the same model, arm and pass, if only one of the
+    runs has several models; the same model, topology and pass, if each run has only one such arm
+    left; with `any_topology`, any arms, if each run has only one, such as two attached
+    deployments.
     """
     names = [_names(run.run, base.run), _names(base.run, run.run)]
     pairs: list[tuple[Kind, Kind]] = []
     left = [list(run.kinds), list(base.kinds)]
-    for rank in range(4):
+    for rank in range(4 if any_topology else 3):
         like = [
             (one, other)
             for one, other in product(*left)
@@ -182,8 +193,8 @@ def pairs_of(run: Launches, base: Launches) -> tuple[list[tuple[Kind, Kind]], li
 
 
 def _names(run: RunFacts, beside: RunFacts) -> dict[str, tuple[object, ...]]:
-    """By what an arm is matched, the closest first: its label; model and arm; model and topology;
-    its model, if each run has only this arm.
+    """The keys by which an arm is matched, closest first: label; model and arm; model and topology;
+    model only, if each run has one arm.
 
     A run of one model has the model's name in a sweep of several that it is held against.
     """

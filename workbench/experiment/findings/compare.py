@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from workbench.experiment.plan.compared import Kind, Side, pairs
 from workbench.experiment.plan.plan import ExperimentPlan
-from workbench.experiment.result.facts import Comparison, SummaryRow
+from workbench.experiment.result.finding_rows import Comparison, SummaryRow
 from workbench.metrics.latency import buffered, comparable, succeeded, system_tps
 from workbench.metrics.statistics import (
     describe,

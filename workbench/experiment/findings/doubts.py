@@ -99,8 +99,8 @@ def limits_of(
     if plan.platform == "cpu" and plan.params.engine == "vllm" and not elsewhere:
         own = plan.settings is not None and plan.settings.cores_per_instance
         limits += [
-            "Each instance has its own cores, but they share caches and memory bandwidth, and"
-            " proxy and load generator use the same cores."
+            "Each instance has its own cores, but instances share caches and memory bandwidth."
+            " The proxy and the load generator may use the same cores."
             if own
             else "On a CPU all instances share the same cores, so adding instances adds no compute."
             " On GPUs each instance has its own.",

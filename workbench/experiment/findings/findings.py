@@ -55,20 +55,19 @@ from workbench.experiment.findings.size_findings import (
 )
 from workbench.experiment.findings.target_findings import target_rows
 from workbench.experiment.load_unit import USERS
+from workbench.experiment.plan.offered_load.search import Answer
 from workbench.experiment.plan.plan import ExperimentPlan
-from workbench.experiment.plan.search import Answer
-from workbench.experiment.result.facts import (
+from workbench.experiment.result.facts import RunFacts, WorkloadFacts
+from workbench.experiment.result.finding_rows import (
     ClockRow,
     Comparison,
     LinkRow,
     LoadRow,
-    RunFacts,
     SearchRow,
     SizeRow,
     SummaryRow,
     TierRow,
     TokenRow,
-    WorkloadFacts,
 )
 from workbench.experiment.result.result_tables import frame_of
 from workbench.metrics.gates.gate_effects import (

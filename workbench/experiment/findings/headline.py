@@ -19,7 +19,7 @@ from workbench.experiment.findings.sentences import (
     warm_rows,
 )
 from workbench.experiment.plan.plan import ExperimentPlan
-from workbench.experiment.result.facts import Comparison
+from workbench.experiment.result.finding_rows import Comparison
 from workbench.metrics.gates.gate_effects import Failed, listed, spoil, struck_arms, touching
 from workbench.metrics.gates.gate_table import Kind, failed_name, gate_row
 from workbench.metrics.statistics import Verdict

@@ -12,11 +12,11 @@ from workbench.errors import PlanError, ResultError, must_be
 from workbench.experiment.findings.crossing import Crossing, LinkPoint, crossing
 from workbench.experiment.findings.sentences import first, matching
 from workbench.experiment.plan.plan import ExperimentPlan
-from workbench.experiment.result.facts import Comparison, LinkRow, SummaryRow
+from workbench.experiment.result.finding_rows import Comparison, LinkRow, SummaryRow
 from workbench.experiment.result.result_file import read_facts
 from workbench.metrics.passes import PassCounters
 from workbench.metrics.statistics import Estimate, Ratio, quantile, three_digits
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 from workbench.records import LinkRate
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from workbench.experiment.findings.sentences import count, marked, percent
 from workbench.experiment.load_unit import RATE
-from workbench.experiment.plan.loads import Loads
-from workbench.experiment.plan.search import Answer, Limits
-from workbench.experiment.result.facts import Card, LoadRow
+from workbench.experiment.plan.offered_load.loads import Loads
+from workbench.experiment.plan.offered_load.search import Answer, Limits
+from workbench.experiment.result.finding_rows import Card, LoadRow
 from workbench.metrics.gates.gate_effects import Failed
 from workbench.metrics.statistics import quantile
 
@@ -63,9 +63,9 @@ def load_rows(loads: Loads | None, requests: pd.DataFrame) -> tuple[LoadRow, ...
 
 
 def sent_load(row: LoadRow) -> float:
-    """The load that was sent: users, or the rate, which a round of too few requests does not tell.
+    """The load that was sent: users, or the offered rate.
 
-    There it is the requested one.
+    A round of too few requests has no offered rate, so there it is the requested one.
     """
     return row.requested if isnan(row.offered_per_s) else row.offered_per_s
 
@@ -85,7 +85,7 @@ def median_per_s(rounds: Iterable[Iterable[float]]) -> float:
 
 
 def kept_up(row: LoadRow) -> bool:
-    """Whether throughput reached the offered rate, which users of a closed loop do not have.
+    """Whether throughput reached the offered rate; False in a closed loop, which has none.
 
     A slow first response shortens the time from the first to the last end, so throughput may
     exceed the offered rate.
@@ -147,7 +147,7 @@ def _peak(top: LoadRow, rows: Sequence[LoadRow]) -> str:
 
 
 def _verb(top: LoadRow, rows: Sequence[LoadRow]) -> str:
-    """More users may reach more than the most that were measured."""
+    """With more users than were measured, throughput may be higher: then it is no peak."""
     return "reached" if top.users >= max(row.users for row in rows) else "peaked at"
 
 

@@ -17,9 +17,9 @@ from workbench.experiment.findings.sentences import (
     warm_rows,
 )
 from workbench.experiment.findings.size_findings import pays_at
+from workbench.experiment.plan.offered_load.search import Answer
 from workbench.experiment.plan.plan import ExperimentPlan
-from workbench.experiment.plan.search import Answer
-from workbench.experiment.result.facts import Card, Comparison, LoadRow, SizeRow
+from workbench.experiment.result.finding_rows import Card, Comparison, LoadRow, SizeRow
 from workbench.metrics.gates.gate_effects import Failed, listed, struck_arms, touching
 from workbench.metrics.gates.gate_table import failed_name
 

@@ -11,7 +11,7 @@ from math import isnan, nan
 from typing import Any, Literal, TypeVar
 
 from workbench.experiment.plan.plan import ExperimentPlan
-from workbench.experiment.result.facts import Card, Comparison, SummaryRow, spoilt_note
+from workbench.experiment.result.finding_rows import Card, Comparison, SummaryRow, spoilt_note
 from workbench.metrics.gates.gate_effects import Failed, Spoil, spoil, struck_arms, told
 from workbench.metrics.gates.gate_table import Kind
 from workbench.metrics.statistics import ROUNDS_FOR_INTERVAL, Ratio, Verdict, three_digits

@@ -17,12 +17,12 @@ from workbench.experiment.findings.sentences import (
 )
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.plan.working_sets import AGAIN, size_name
-from workbench.experiment.result.facts import Card, Comparison, SizeRow
+from workbench.experiment.result.finding_rows import Card, Comparison, SizeRow
 from workbench.hardware.kv import host_memory_blocks
 from workbench.metrics.gates.gate_effects import Failed
 from workbench.metrics.passes import PassCounters
 from workbench.metrics.statistics import three_digits
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 
 if TYPE_CHECKING:
     import pandas as pd

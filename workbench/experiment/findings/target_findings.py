@@ -8,7 +8,8 @@ from math import isnan, nan
 from typing import Literal
 
 from workbench.errors import ParameterError
-from workbench.experiment.result.facts import ArmFacts, Comparison, RunFacts, TargetRow
+from workbench.experiment.result.facts import ArmFacts, RunFacts
+from workbench.experiment.result.finding_rows import Comparison, TargetRow
 from workbench.metrics.gates.gate_effects import Failed, spoil
 from workbench.params.targets import Named, Target, not_answered
 

@@ -13,7 +13,8 @@ from workbench.experiment.findings.sentences import marked
 from workbench.experiment.hits.hit_findings import log_tiers, percent
 from workbench.experiment.hits.need_to_load import explained
 from workbench.experiment.hits.served_tokens import log_tokens
-from workbench.experiment.result.facts import Card, RunFacts
+from workbench.experiment.result.facts import RunFacts
+from workbench.experiment.result.finding_rows import Card
 from workbench.metrics.gates.gate import Gate, judge
 from workbench.metrics.gates.gate_effects import failed_gates, spoil, told
 from workbench.metrics.lmcache_log.lines import LOOKED_FOR

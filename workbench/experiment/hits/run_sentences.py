@@ -8,7 +8,7 @@ from math import isnan
 from workbench.experiment.findings.sentences import first, told_once
 from workbench.experiment.hits.hit_findings import HitRatio, Tier, percent
 from workbench.experiment.plan.hit_plan import MAIN, SMALL, tier_of
-from workbench.experiment.result.facts import Card
+from workbench.experiment.result.finding_rows import Card
 from workbench.metrics.gates.gate_effects import Failed, spoil
 from workbench.metrics.statistics import three_digits
 

@@ -14,38 +14,39 @@ from itertools import count
 from math import ceil, isnan
 from typing import Literal
 
-from workbench.errors import ParameterError, PlanError, must_be, unused
+from workbench.errors import ParameterError, PlanError, unused
 from workbench.experiment.load_unit import USERS
 from workbench.experiment.plan.compared import check_targets
 from workbench.experiment.plan.engine_setup import (
     check_engine,
-    check_gpu_memory,
     engine_notes,
     engine_of,
-    host_doubts,
     one_instance,
     own_speed,
 )
 from workbench.experiment.plan.hit_plan import plan_hits
-from workbench.experiment.plan.loads import loads_of, users_by_limits
+from workbench.experiment.plan.offered_load.loads import loads_of
+from workbench.experiment.plan.offered_load.traffic import (
+    WorkloadSpec,
+    arrivals_of,
+    workload_of,
+)
 from workbench.experiment.plan.plan import Arm, ExperimentPlan, OfModel, Pass, pass_in
-from workbench.experiment.plan.traffic import WorkloadSpec, arrivals_of, length_doubts, workload_of
+from workbench.experiment.plan.plan_checks import (
+    check_budget,
+    check_startable,
+    check_stores,
+    check_transport,
+    connector_doubts,
+    plan_doubts,
+)
 from workbench.experiment.plan.which_connectors import Chosen, chosen
 from workbench.experiment.plan.working_sets import with_working_sets
-from workbench.hardware import machine
 from workbench.load.drive.open_files import check_files, most_in_flight
 from workbench.load.workload.arrivals import closed
 from workbench.params.engine_args import words
-from workbench.params.notebooks import (
-    ALL_CONNECTORS,
-    EngineParams,
-    LMCacheHitAnalysis,
-    LoadParams,
-    PdSweep,
-    PrefixCache,
-)
-from workbench.params.store_tiers import SIZED
-from workbench.serve.checks.argument_check import check_store_arguments
+from workbench.params.notebooks import EngineParams, LMCacheHitAnalysis, PrefixCache
+from workbench.params.pd_sweep import ALL_CONNECTORS, PdSweep
 from workbench.serve.checks.capacity import (
     Capacity,
     check_capacity,
@@ -55,7 +56,7 @@ from workbench.serve.checks.capacity import (
 )
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import TRANSFER_TIMEOUT_S
-from workbench.serve.simulated.faults import FAULTS, check_fault
+from workbench.serve.simulated.faults import check_fault
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import TensorParallel, Topology
 
@@ -126,9 +127,9 @@ def _checked(made: ExperimentPlan) -> ExperimentPlan:
         made = _with_timeouts(made)
         for arm in made.arms if settings.cluster else ():
             arm.deployment(count(20_000))  # refuses what its hosts cannot hold
-    made = replace(made, doubts=(*made.doubts, *_doubts(made)))
-    _check_stores(made)
-    _check_budget(made)
+    made = replace(made, doubts=(*made.doubts, *plan_doubts(made)))
+    check_stores(made)
+    check_budget(made)
     # What workload and client refuse is refused now, not when servers run.
     requests = len(made.workload.sample.requests)
     check_files(most_in_flight(made.arrivals, requests, timeout_s=params.timeout_s))
@@ -171,7 +172,7 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
     settings, model, capacity = engine_of(params)
     asked = chosen(params, params.measured, settings)
     arms, left_out = sweep_arms(params, settings, capacity, asked)
-    _check_startable(params, arms, settings)
+    check_startable(params, arms, settings)
     made = _with_load("pd_sweep", params, arms, workload_of(params, settings, model))
     made = replace(made, doubts=left_out)
     return with_working_sets(made) if params.working_sets else made
@@ -186,18 +187,8 @@ def servers_of(params: PdSweep) -> tuple[Arm, list[str]]:
     settings, _, capacity = engine_of(params)
     asked = chosen(params, params.measured, settings)
     arms, _ = sweep_arms(params, settings, capacity, asked)
-    _check_startable(params, arms, settings)
-    return arms[0], [*engine_notes(params, settings), *_connector_doubts(arms[:1])]
-
-
-def _check_startable(params: PdSweep, arms: Sequence[Arm], settings: EngineSettings) -> None:
-    """Refuse what this machine's GPUs or the store's server do not accept. Raises PlanError."""
-    check_gpu_memory(max(arm.gpus for arm in arms), settings)
-    for arm in arms:
-        if params.store_args and arm.store and arm.store.processes:
-            processes = arm.deployment(count(20_000)).processes
-            (store,) = (process for process in processes if process.role == "store")
-            check_store_arguments(arm.store_args, store.program, settings.interpreter)
+    check_startable(params, arms, settings)
+    return arms[0], [*engine_notes(params, settings), *connector_doubts(arms[:1])]
 
 
 def sweep_arms(
@@ -210,7 +201,7 @@ def sweep_arms(
     """
     tp, topologies = params.tp, params.measured
     subjects = {topology: asked.subjects(topology) for topology in topologies}
-    _check_transport(params, asked)
+    check_transport(params, asked)
     for topology, names in subjects.items():
         for name in names if params.connector != ALL_CONNECTORS else ():
             check_fault(params.fault, name, topology)
@@ -287,54 +278,6 @@ def _beside_its_store(
         return True
     places = on_hosts(topology, spans, settings.cluster, settings)
     return len({place.host for place in places}) == 1
-
-
-def _check_transport(params: PdSweep, asked: Chosen) -> None:
-    """Refuse RDMA where the connector or this machine has none. Raises PlanError."""
-    if params.mooncake_protocol == "tcp":
-        return
-    if not any(one.rdma for one in asked.connectors):
-        other = "-p connector mooncake -p mooncake_protocol rdma"
-        setting = f"connector={params.connector}"
-        raise PlanError(unused("mooncake_protocol", params.mooncake_protocol, setting, other))
-    if not machine.rdma_devices():
-        allowed = f"tcp on a machine without RDMA devices ({machine.RDMA_DEVICES} is empty)"
-        raise PlanError(must_be("mooncake_protocol", allowed, params.mooncake_protocol, "tcp"))
-
-
-def _check_stores(made: ExperimentPlan) -> None:
-    """Refuse a KV store, or a tier of it, that cannot hold one prompt.
-
-    The hit analysis has a store that is too small on purpose. Raises PlanError.
-    """
-    small = isinstance(made.params, LMCacheHitAnalysis)
-    longest = max(request.prompt_tokens for request in made.workload.sample.requests)
-    prompt_gb = longest * made.kv_bytes_per_token / 2**30
-    for arm in made.arms:
-        stores = arm.kv_connector and arm.kv_connector.store and not small
-        if stores and prompt_gb > arm.store_gb:
-            raise PlanError(_too_small("store_gb", arm.store_gb, longest, prompt_gb))
-        if {*arm.tiers} & SIZED and prompt_gb > arm.tier_gb:
-            raise PlanError(_too_small("tier_gb", arm.tier_gb, longest, prompt_gb))
-
-
-def _check_budget(made: ExperimentPlan) -> None:
-    """Refuse a time budget that is too small for one round by the estimate. Raises PlanError."""
-    if not (budget_s := made.params.time_budget_s):
-        return
-    duration = made.duration
-    round_s = duration.once_s + duration.round_s
-    if round_s > budget_s:  # which an unknown duration is not
-        allowed = f"at least {ceil(round_s)} for a round of {len(made.arms)} arms {duration.basis}"
-        example = -(-ceil(made.rounds * round_s) // 60) * 60
-        raise PlanError(must_be("time_budget_s", allowed, budget_s, example))
-
-
-def _too_small(name: str, given_gb: float, tokens: int, prompt_gb: float) -> str:
-    return (
-        f"{name} must hold at least one prompt: {tokens:,} tokens have {prompt_gb:.2f} GB of KV,"
-        f" got {given_gb:g} (example: -p {name} {2 * prompt_gb:.1g})"
-    )
 
 
 def _with_load(
@@ -449,73 +392,3 @@ def _prefix_cache_plan(params: PrefixCache) -> ExperimentPlan:
     )
     workload = workload_of(params, settings, model)
     return _with_load("single_instance_prefix_cache", params, arms, workload)
-
-
-def _connector_doubts(arms: Sequence[Arm]) -> Iterator[str]:
-    """What is uncertain about the connectors of these arms; simulated ones have no doubt."""
-    platform = arms[0].settings.platform if arms[0].settings else ""
-    if platform == "simulated":
-        return
-    known = [arm.kv_connector for arm in arms if arm.kv_connector]
-    on_cpu = platform == "cpu"
-    said = [text for one in known for text in (one.doubt, one.cpu_doubt * on_cpu)]
-    if any("mooncake" in arm.tiers for arm in arms):
-        said.append(connector("mooncake-store").doubt)  # the same program, the same open ports
-    yield from dict.fromkeys(filter(None, said))
-
-
-def _doubts(made: ExperimentPlan) -> Iterator[str]:
-    """What weakens the result, known before anything has run."""
-    params, settings = made.params, made.settings
-    if settings is not None:
-        if settings.fault:
-            shows = FAULTS[settings.fault].shows
-            yield f"Fault {settings.fault} is injected on purpose: {shows}."
-        sharing = made.arms[0].capacity.instances_per_gpu
-        if settings.on_gpu and sharing > 1:
-            yield (
-                f"Up to {sharing} instances share a GPU, so each is slower than it would be on its"
-                " own GPU."
-            )
-        if isinstance(params, LoadParams):
-            yield from length_doubts(params, settings)
-        if settings.cluster is not None:
-            plans = (arm.deployment(count(20_000)) for arm in made.arms)
-            yield from host_doubts(settings.cluster, plans)
-    yield from _connector_doubts(made.arms)
-    yield from made.workload.sample.doubts
-    loads, requests = made.loads, len(made.workload.sample.requests)
-    if loads is not None and loads.unit == USERS and str(loads.limits):
-        users = int(loads.top)
-        if users > users_by_limits(loads.limits, requests):
-            enough = ceil(users / (1 - loads.limits.share) - 1e-9)
-            yield (
-                f"At {users} users, {users} of {requests} requests are sent at once, more than may"
-                f" miss the limits. Their TTFT decides; use at least {enough} requests."
-            )
-    # What is shared is held once; a partly warm pass leaves the new part of each prompt behind.
-    new = max(sum(1 - p.share for p in arm.passes) for arm in made.arms)
-    sent_tokens = sum(
-        r.prompt_tokens - r.ideal_reuse_tokens + r.max_tokens + int(new * r.prompt_tokens)
-        for r in made.workload.sample.requests
-    )
-    space_tokens = made.kv_space_tokens
-    if sent_tokens > space_tokens and not made.sized:
-        yield (
-            f"The workload has {sent_tokens:,} tokens but an instance's KV cache holds"
-            f" {space_tokens:,.0f}, so warm passes will miss evicted blocks. Raise kv_cache_mib."
-        )
-    sent_gb = sent_tokens * made.kv_bytes_per_token / 2**30
-    tiers_gb = [arm.tier_gb for arm in made.arms if {*arm.tiers} & SIZED]
-    if tiers_gb and sent_gb > min(tiers_gb):
-        yield (
-            f"The workload has {sent_gb:.2g} GB of KV but a tier of the store holds"
-            f" {min(tiers_gb):.2g} GB, so it will evict. Raise tier_gb."
-        )
-    for arm in made.arms:
-        each = arm.settings.gpus(arm.tp).aggregated if arm.settings else arm.tp.aggregated
-        if arm.role == "subject" and arm.disaggregated and arm.gpus % each:
-            yield (
-                f"{arm.label} uses {arm.gpus} GPUs, but its aggregated baseline only"
-                f" {max(1, arm.gpus // each) * each}, in instances of {each}."
-            )

@@ -21,15 +21,15 @@ from workbench.params.notebooks import (
     EngineParams,
     EnvironmentCheck,
     LMCacheHitAnalysis,
-    PdSweep,
     PrefixCache,
 )
+from workbench.params.pd_sweep import PdSweep
 from workbench.params.shared import ROLE_ARGS
 from workbench.serve import simulated
 from workbench.serve.checks.argument_check import abilities, check_arguments
 from workbench.serve.checks.capacity import Capacity, check_capacity
 from workbench.serve.checks.connector_check import check_vllm
-from workbench.serve.deployment import DeploymentPlan
+from workbench.serve.deployed import DeploymentPlan
 from workbench.serve.simulated.faults import small_kv_mib
 from workbench.serve.tiny_model import ModelFacts, all_layers, model_facts, tiny_model
 from workbench.serve.vllm import EngineSettings, Platform, number_format
@@ -75,7 +75,7 @@ def settings_for(
 ) -> EngineSettings:
     """Settings as far as the engine need not be asked; `maker` makes the tiny model.
 
-    Raises PlanError for an instance of several processes on a CPU, and for cores beside GPUs.
+    Raises PlanError for an instance of several processes on a CPU, and for reserved cores on GPUs.
     """
     platform: Platform = facts.platform if params.platform == "auto" else params.platform  # type: ignore[assignment]
     dtype = number_format(params.dtype, platform, fast_bf16=facts.fast_bf16)

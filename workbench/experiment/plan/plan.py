@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from workbench.errors import PlanError
 from workbench.experiment.load_unit import RATE, USERS, LoadUnit
 from workbench.experiment.plan.duration import Duration, measured_before
-from workbench.experiment.plan.loads import Loads
+from workbench.experiment.plan.offered_load.loads import Loads
+from workbench.experiment.plan.offered_load.traffic import WorkloadSpec, arrivals_of
 from workbench.experiment.plan.speed import TYPICAL, Speed
-from workbench.experiment.plan.traffic import WorkloadSpec, arrivals_of
 from workbench.hardware import machine
 from workbench.load.http.request import USUAL_FORM, RequestForm
 from workbench.load.workload.arrivals import Arrivals, closed
@@ -30,7 +30,8 @@ from workbench.params.run_id import run_id
 from workbench.serve.checks.capacity import Capacity
 from workbench.serve.connectors import CONNECTORS, Connector, Store, connector
 from workbench.serve.connectors.lmcache import CHUNK_TOKENS
-from workbench.serve.deployment import TRANSFER_TIMEOUT_S, DeploymentPlan, plan_deployment
+from workbench.serve.deployed import DeploymentPlan
+from workbench.serve.deployment import TRANSFER_TIMEOUT_S, plan_deployment
 from workbench.serve.tiny_model import LAYERS, model_facts
 from workbench.serve.vllm import EngineSettings, Platform
 from workbench.topology import TensorParallel, Topology

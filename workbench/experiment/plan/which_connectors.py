@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workbench.errors import PlanError, needs
-from workbench.params.notebooks import ALL_CONNECTORS, PdSweep
+from workbench.params.pd_sweep import ALL_CONNECTORS, PdSweep
 from workbench.serve.connectors import CONNECTORS, Connector, connector
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import Topology

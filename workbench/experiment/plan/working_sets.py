@@ -8,7 +8,7 @@ from math import isnan
 
 from workbench.errors import PlanError, must_be, needs
 from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 
 AGAIN = "again"
 

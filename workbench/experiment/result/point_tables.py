@@ -7,7 +7,8 @@ from math import isnan
 from typing import TYPE_CHECKING
 
 from workbench.experiment.load_unit import load_text
-from workbench.experiment.result.facts import DecisionRow, PointRow, RunFacts
+from workbench.experiment.result.facts import RunFacts
+from workbench.experiment.result.finding_rows import DecisionRow, PointRow
 from workbench.metrics.gates.gate_effects import spoil, told
 from workbench.metrics.statistics import Estimate, three_digits
 from workbench.params.price import Price

@@ -1,4 +1,4 @@
-"""What result.json and the page show of predictions and the profile behind them; docs/whatif.md."""
+"""Predictions and their profile, as result.json and the page show them (docs/whatif.md)."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
 UNCHECKED = "not checked here"
-_SHOWN = {
-    "ttft_s": ("TTFT, ms", 1000),
-    "tpot_s": ("TPOT, ms", 1000),
-    "e2e_s": ("E2E, ms", 1000),
-    "system_tps": ("throughput, tok/s", 1),
-    "goodput": ("within limits, %", 100),
+METRICS = {
+    "ttft_s": ("TTFT", 1000, "ms"),
+    "tpot_s": ("TPOT", 1000, "ms"),
+    "e2e_s": ("E2E", 1000, "ms"),
+    "system_tps": ("throughput", 1, "tok/s"),
+    "goodput": ("within limits", 100, "%"),
 }
-"""Header and factor of each metric."""
+"""Name, factor and unit of each predicted number. Times are medians."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitRow:
-    """A fitted duration of the profile, and the times that it was fitted to."""
+    """One fitted part of the profile, with the measured times."""
 
     part: str
     """`prefill`, `decode step` or `transfer`."""
@@ -34,24 +34,24 @@ class FitRow:
     residual: Number
     """Median of |measured / fitted - 1|."""
     limit: Number
-    """The residual above which there is no profile."""
+    """With a residual above this, no profile is made."""
     ranges: Mapping[str, tuple[Number, Number]]
-    """The smallest and the largest value that was measured of each input."""
+    """The smallest and largest measured value of each input."""
     measured_s: tuple[Number, ...]
     fitted_s: tuple[Number, ...]
-    """Of each measured time."""
+    """The fit for each measured time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOutRow:
-    """A metric of a measured cold pass whose topology was not profiled, and its prediction."""
+    """One metric of a cold pass that was measured but not profiled, and its prediction."""
 
     arm: str
     topology: str
     rate_per_s: Number
     """0 in a closed loop."""
     n_requests: int
-    """Of a round."""
+    """Requests per round."""
     metric: str
     """`ttft_s`, `tpot_s` and `e2e_s`: the median over requests; `system_tps`: mean of rounds."""
     measured: Number
@@ -60,31 +60,31 @@ class HeldOutRow:
     low: Number
     high: Number
     error: Number
-    """value / measured - 1; null where gates strike the measured times."""
+    """value / measured - 1; null if gates make the measured times not valid."""
     note: str
     """Why there is no prediction or error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictedRow:
-    """A predicted metric of a topology's cold pass; one row without a metric if it was refused."""
+    """One predicted metric of a topology's cold pass; a refused topology has one row, no metric."""
 
     topology: str
     rate_per_s: Number
-    """The offered rate; in a closed loop what the simulation completes, null if that is unknown."""
+    """The offered rate; in a closed loop the simulated throughput, null if that is unknown."""
     utilisation: Number
-    """That rate / the highest rate of the bottleneck."""
+    """`rate_per_s` / the highest rate of the bottleneck."""
     highest_per_s: Number
-    """What the bottleneck can serve, by the closed form; null if refused before."""
+    """The highest rate of the bottleneck, by the closed form; null if refused before that."""
     bottleneck: str
     metric: str
     """As in `held_out`, and `goodput`: the fraction of requests within the limits."""
     value: Number
     low: Number
-    """The ends of a 91 % prediction interval."""
+    """`low` and `high`: a 91 % prediction interval."""
     high: Number
     checked: bool
-    """The topology was held out at this utilisation or a higher one."""
+    """Whether the topology was held out at this utilisation or a higher one."""
     refused: str
     """Why nothing is predicted."""
 
@@ -92,7 +92,7 @@ class PredictedRow:
 def prediction_lines(
     profile: str, held_out: Sequence[HeldOutRow], predicted: Sequence[PredictedRow]
 ) -> Iterator[str]:
-    """Markdown: a heading, and what the tables below it are; nothing without predictions."""
+    """Markdown: a heading, and a sentence about the tables below; nothing without predictions."""
     if not profile:
         return
     yield "## Predictions"
@@ -100,32 +100,43 @@ def prediction_lines(
         yield profile
     elif held_out:
         yield (
-            "First the errors (predicted / measured - 1) of held-out topologies: measured here,"
-            " but not profiled."
+            "The first table has the prediction errors (predicted / measured - 1) on held-out"
+            " topologies, which were measured but not profiled."
         )
     else:
-        yield f"No topology was held out (measured, but not profiled): all is {UNCHECKED}."
+        yield (
+            "No topology was held out (measured but not profiled), so all predictions are"
+            f" {UNCHECKED}."
+        )
 
 
 def held_out_table(rows: Sequence[HeldOutRow]) -> pd.DataFrame:
-    """A row per measured arm, with the error first: `+6.1 %: 331, predicted 351 [334, 419]`."""
+    """A row per held-out arm; a cell is `+6.1 % (measured 331, predicted 351 [334, 419])`."""
     import pandas as pd
 
     table: dict[str, dict[str, str]] = {}
     for row in rows:
-        name, factor = _SHOWN[row.metric]
+        name, factor = _head(row.metric)
         cells = table.setdefault(
-            row.arm, {"arm": row.arm, "load": _load(row.rate_per_s), "n": str(row.n_requests)}
+            row.arm,
+            {"arm": row.arm, "load": _load(row.rate_per_s), "requests": str(row.n_requests)},
         )
-        measured = three_digits(factor * row.measured)
-        found = _interval(row, factor)
-        error = "" if isnan(row.error) else f"{row.error:+.1%}: ".replace("%", " %")
-        cells[name] = f"{error}{measured}, predicted {found}" if found else measured
+        both = f"measured {three_digits(factor * row.measured)}"
+        if found := _interval(row, factor):
+            both += f", predicted {found}"
+        error = f"{100 * row.error:+.1f} % ({both})"
+        cells[name] = both if isnan(row.error) else error
         cells["note"] = row.note
     frame = pd.DataFrame([*table.values()])
     if frame.empty or not frame["note"].any():
         return frame.drop(columns="note", errors="ignore")
     return frame[[*frame.columns.drop("note"), "note"]]
+
+
+def _head(metric: str) -> tuple[str, float]:
+    """The header of a metric, with its unit, and the factor of its values."""
+    name, factor, unit = METRICS[metric]
+    return f"{name}, {unit}", factor
 
 
 def prediction_table(rows: Sequence[PredictedRow]) -> pd.DataFrame:
@@ -143,7 +154,7 @@ def prediction_table(rows: Sequence[PredictedRow]) -> pd.DataFrame:
         cells["utilisation"] = "-" if isnan(busy) else f"{100 * busy:.0f} %"
         if isnan(row.value):
             continue
-        name, factor = _SHOWN[row.metric]
+        name, factor = _head(row.metric)
         cells[name] = _interval(row, factor)
         if row.metric == "goodput":  # which no run checks, since limits differ
             cells[name] += f", {UNCHECKED}"
@@ -156,7 +167,7 @@ def prediction_table(rows: Sequence[PredictedRow]) -> pd.DataFrame:
 
 
 def fit_table(rows: Sequence[FitRow]) -> pd.DataFrame:
-    """A row per fitted part: formula, residual, number of times, and the range it holds in."""
+    """A row per fitted part: formula, residual, number of measured times, and its valid range."""
     import pandas as pd
 
     return pd.DataFrame(
@@ -165,8 +176,8 @@ def fit_table(rows: Sequence[FitRow]) -> pd.DataFrame:
                 "part": row.part,
                 "fit": row.formula,
                 "median residual": f"{100 * row.residual:.1f} % (limit {100 * row.limit:.0f} %)",
-                "times": f"{len(row.measured_s):,}",
-                "holds for": range_text(row.ranges),
+                "measured times": f"{len(row.measured_s):,}",
+                "valid for": range_text(row.ranges),
             }
             for row in rows
         ]

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, Self
 from workbench.errors import ResultError, nearest
 from workbench.experiment.result import point_tables
 from workbench.experiment.result import result_tables as tables
-from workbench.experiment.result.facts import ClockRow, LoadRow, RunFacts, TokenRow
+from workbench.experiment.result.facts import RunFacts
+from workbench.experiment.result.finding_rows import ClockRow, LoadRow, TokenRow
+from workbench.experiment.result.ledger_tables import (
+    by_request,
+    ledger_table,
+    store_table,
+    tier_table,
+)
 from workbench.experiment.result.predicted import (
     FitRow,
     PredictedRow,
@@ -133,16 +140,16 @@ class Result:
         return list(prediction_lines(self.run.profile, self.run.held_out, self.run.predictions))
 
     def held_out_table(self) -> pd.DataFrame:
-        """Errors of predictions on held-out topologies; empty without any."""
+        """Prediction errors on held-out topologies; empty if none was held out."""
         return self._showing(held_out_table(self.run.held_out), "times")
 
     def prediction_table(self) -> pd.DataFrame:
-        """The predictions, a row per topology, and which of them are checked."""
+        """The predictions, a row per topology, and whether each was checked."""
         return self._showing(prediction_table(self.run.predictions))
 
     @property
     def fits(self) -> pd.DataFrame:
-        """One row per fitted part of the profile behind the predictions; empty without one."""
+        """One row per fitted part of the profile; empty without a profile."""
         frame = self._marked(tables.frame_of(FitRow, self.run.fits))
         if self.run.notebook != "profile":  # whose gates are those of its own run
             frame.attrs["failed_gates"] = {}
@@ -150,7 +157,7 @@ class Result:
         return frame
 
     def fit_table(self) -> pd.DataFrame:
-        """The fits as one table: formula, residual, and the range that each holds in."""
+        """The fits as one table: formula, residual and valid range."""
         return self._showing(fit_table(self.run.fits))
 
     @property
@@ -223,7 +230,7 @@ class Result:
 
         path = self.folder / "counters.parquet"
         counters = read_frame(path) if path.exists() else pd.DataFrame()
-        return self._showing(tables.store_table(self.run.arms, counters), "counts")
+        return self._showing(store_table(self.run.arms, counters), "counts")
 
     @property
     def token_sources(self) -> pd.DataFrame:
@@ -238,17 +245,17 @@ class Result:
     @property
     def store_tiers(self) -> pd.DataFrame:
         """Chunks that each tier below the store's memory was sent, and has; empty without tiers."""
-        return self._showing(tables.tier_table(self.run.store_tiers), "counts")
+        return self._showing(tier_table(self.run.store_tiers), "counts")
 
     @property
     def request_ledger(self) -> pd.DataFrame:
         """The ledger of each response: expected and cached prompt tokens, and their difference."""
-        return tables.by_request(self.requests)
+        return by_request(self.requests)
 
     @property
     def ledger(self) -> pd.DataFrame:
         """Every account of the token ledger over all rounds, see metrics.ledger.ledger."""
-        return tables.ledger_table(self.run.ledger)
+        return ledger_table(self.run.ledger)
 
     @property
     def doubts(self) -> list[str]:

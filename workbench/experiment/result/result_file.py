@@ -15,7 +15,8 @@ from reprlib import Repr
 from typing import TYPE_CHECKING, Any, get_args
 
 from workbench.errors import ResultError
-from workbench.experiment.result.facts import SCHEMA, RunFacts, name_in_file, spoilt_note
+from workbench.experiment.result.facts import SCHEMA, RunFacts, name_in_file
+from workbench.experiment.result.finding_rows import spoilt_note
 from workbench.metrics.gates.gate_effects import spoil
 from workbench.metrics.gates.gate_table import Kind
 

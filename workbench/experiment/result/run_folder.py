@@ -171,7 +171,8 @@ class RunFolder:
                     shutil.rmtree(target)
                 os.replace(path, target)
             self.attempt.rmdir()
-            for stale in ("report.html", "run.ipynb"):  # they show the result that was replaced
+            # they show the result that was replaced
+            for stale in ("report.html", "run.ipynb", "profile.json"):
                 (self.home / stale).unlink(missing_ok=True)
             for stale in ("report", "benchmark_report"):
                 shutil.rmtree(self.home / stale, ignore_errors=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import floor, isnan, log10, nan
 from typing import TYPE_CHECKING
 
-from workbench.experiment.result.facts import Comparison
+from workbench.experiment.result.finding_rows import Comparison
 from workbench.metrics.statistics import ROUNDS_FOR_INTERVAL, t_interval
 from workbench.metrics.waterfall.waterfall import PARTS
 

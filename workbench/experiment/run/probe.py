@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from math import isnan
 
 from workbench.errors import ParameterError
+from workbench.experiment.plan.offered_load.traffic import UNKNOWN_VOCAB_TOKENS, attached_tokenizer
 from workbench.experiment.plan.plan import ExperimentPlan
-from workbench.experiment.plan.traffic import UNKNOWN_VOCAB_TOKENS, attached_tokenizer
 from workbench.load.http.client import ask
 from workbench.load.http.request import OPTIONAL_FIELDS, RETURN_IDS, Endpoint, RequestForm
 from workbench.load.workload.chat import chat_request
@@ -21,7 +21,7 @@ from workbench.load.workload.tokenizer import TextTokenizer
 from workbench.load.workload.workload import Request, reference
 from workbench.load.workload.written import word_ids, written
 from workbench.records import ProxyFacts, RequestRecord
-from workbench.serve.deployment import Deployment
+from workbench.serve.deployed import Deployment
 from workbench.topology import TensorParallel, Topology
 
 PROMPT_TOKENS, OUTPUT_TOKENS = 64, 4

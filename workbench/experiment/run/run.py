@@ -45,9 +45,11 @@ from workbench.experiment.run.under_way import NowFile
 from workbench.experiment.run.watch import Watch
 from workbench.load.drive.open_files import most_in_flight, reserve_files
 from workbench.metrics.latency import succeeded
-from workbench.params.notebooks import LMCacheHitAnalysis, PdSweep
+from workbench.params.notebooks import LMCacheHitAnalysis
+from workbench.params.pd_sweep import PdSweep
 from workbench.serve.attach import attach
-from workbench.serve.deployment import Deployment, launcher_for
+from workbench.serve.deployed import Deployment
+from workbench.serve.deployment import launcher_for
 from workbench.serve.processes.launcher import Launcher
 
 CONCLUDES_EVERY = 20

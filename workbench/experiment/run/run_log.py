@@ -8,14 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.experiment.result.facts import (
-    ArmFacts,
-    ClockRow,
-    EnergyRow,
-    LinkRow,
-    PassTime,
-    SessionFacts,
-)
+from workbench.experiment.result.facts import ArmFacts, PassTime, SessionFacts
+from workbench.experiment.result.finding_rows import ClockRow, EnergyRow, LinkRow
 from workbench.metrics.passes import PassCounters
 from workbench.records import LinkRate, RequestRecord, to_frame
 

@@ -15,6 +15,7 @@ from workbench.experiment.result.run_folder import output_root
 from workbench.serve import deployment as serve
 from workbench.serve.checks.connector_check import check_connector
 from workbench.serve.connectors.tiers import Tier
+from workbench.serve.deployed import Deployment
 from workbench.serve.processes.launcher import Launcher
 
 
@@ -32,9 +33,7 @@ async def check_tiers(arm: Arm) -> None:
 
 
 @asynccontextmanager
-async def deployed(
-    arm: Arm, launcher: Launcher, *, log_dir: Path
-) -> AsyncIterator[serve.Deployment]:
+async def deployed(arm: Arm, launcher: Launcher, *, log_dir: Path) -> AsyncIterator[Deployment]:
     """Start the servers of an arm; leaving stops them and deletes what their store's tiers hold.
 
     Raises LaunchError with the reason and the log's path.
@@ -63,7 +62,7 @@ async def deployed(
 
 
 @asynccontextmanager
-async def deploy(arm: Arm, *, log_dir: Path | None = None) -> AsyncIterator[serve.Deployment]:
+async def deploy(arm: Arm, *, log_dir: Path | None = None) -> AsyncIterator[Deployment]:
     """`async with wb.deploy(plan.arms[0]) as deployment:` starts an arm; leaving stops it.
 
     `deployment.url` accepts OpenAI requests. Raises PlanError for attached servers, and LaunchError

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from workbench.experiment.plan.plan import ExperimentPlan
-    from workbench.experiment.result.facts import ClockRow, EnergyRow, PassTime
+    from workbench.experiment.result.facts import PassTime
+    from workbench.experiment.result.finding_rows import ClockRow, EnergyRow
     from workbench.experiment.result.run_folder import RunFolder
     from workbench.experiment.run.run_log import Log
 

@@ -24,7 +24,7 @@ from workbench.monitoring.history import Prometheus, one_of
 from workbench.monitoring.panels import PANELS, Panel
 from workbench.monitoring.scrape import TARGETS_FOLDER, Target, target_file
 from workbench.params.shared import LoadParams
-from workbench.serve.deployment import Deployment
+from workbench.serve.deployed import Deployment
 
 SCRAPE_TIMEOUT_S = 30.0
 RECENT_S = 300.0

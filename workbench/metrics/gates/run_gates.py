@@ -17,6 +17,7 @@ from workbench.metrics.latency import (
     MANY_TOKENS,
     buffered,
     gathered,
+    own_concurrency,
     succeeded,
 )
 from workbench.metrics.passes import PassCounters
@@ -195,16 +196,15 @@ def steady(
 ) -> Gate | None:
     """TTFT does not grow within a pass: the last third of its requests is as fast as the first.
 
-    The first `concurrency` requests are left out: a closed loop sends them all at once. A column
-    `concurrency` above 0 has that of a pass of its own. Growth is what an overloaded open loop
-    shows; `others_share` as for `instances_alike`. None when no pass has enough requests of equal
-    length and reuse.
+    The first `concurrency` requests are left out: a closed loop sends them all at once. If a column
+    `concurrency` is above 0, it replaces the argument for its pass. Growth is what an overloaded
+    open loop shows; `others_share` as for `instances_alike`. None when no pass has enough requests
+    of equal length and reuse.
     """
     rows = requests[succeeded(requests)].sort_values("scheduled_s")
     problems, unknown, judged = [], list[str](), 0
     for (arm, _, name), sent in rows.groupby(["arm", "round", "pass"], sort=False):
-        own = int(sent["concurrency"].iloc[0]) if "concurrency" in sent else 0
-        at_once = own or concurrency
+        at_once = own_concurrency(sent) or concurrency
         one = sent.iloc[at_once if at_once > 1 else 0 :]
         # Requests that differ in length are no drift: their order is the workload's.
         alike = one[["prompt_tokens", "ideal_reuse_tokens"]].nunique().max() == 1

@@ -5,7 +5,6 @@ Arms and passes are compared with the same arm and pass, else with the same topo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -32,7 +31,6 @@ from workbench.experiment.between.unpaired import (
 from workbench.experiment.result.facts import RunFacts
 from workbench.experiment.result.result import load_result
 from workbench.experiment.result.result_tables import percentile_table, without_struck
-from workbench.metrics.definitions import VERSIONS, definition_of
 from workbench.metrics.gates.gate_effects import spoil, taken_away, touching
 from workbench.metrics.gates.gate_table import failed_name
 from workbench.metrics.peers.not_read import KNOWN_FILES
@@ -45,40 +43,11 @@ from workbench.report.comparing.run_pair import (
     ratio_table,
     told_by_ratios,
 )
+from workbench.report.comparing.tool_notes import meanings, told_by_file
 from workbench.report.figures import Chart, between_runs, latency_panels
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_CARD = {"vLLM bench": "vllm_bench", "GuideLLM": "guidellm", "AIPerf": "aiperf"}
-_OTHERS = {
-    "GuideLLM": {
-        "E2E": "from request start to the last token; the tool's own E2E ends with the stream",
-    },
-    "LMCache bench": {
-        "version": "0.5.6",
-        "TTFT": "from before the call to the first text (reasoning only if there is no content)",
-        "E2E": "from before the call to the end of the stream",
-    },
-    "SGLang bench_serving": {
-        "version": "00f9ec4",
-        "TTFT": "from before the POST to the first chunk with text (in a chat, or reasoning)",
-        "E2E": "TTFT plus all gaps; the tool's own E2E is not in its file",
-    },
-    "Benchmark Report": {
-        "version": "0.2",
-        "TTFT": "as the load generator that the file names defines it",
-        "E2E": "likewise",
-    },
-    "multi-round-qa": {
-        "version": "production-stack 0a330da",
-        "TTFT": "from before the call to the first text (or reasoning, in later versions)",
-        "E2E": "from before the call to the end of the stream",
-    },
-}
-"""Definitions of tools that the definition card does not cover, and the version that was read:
-lmcache/cli/commands/bench/engine_bench/request_sender.py, sglang/benchmark/serving.py,
-benchmarks/multi-round-qa/multi-round-qa.py."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,9 +165,9 @@ def compare_results(
         *_spoilt(sides),
         *(told for pair in pairs for told in told_by_ratios(pair, several=len(pairs) > 1)),
         *_medians(found, parts, sides),
-        *(told for side in sides if side.tool for told in _told_by_file(side)),
+        *(told for side in sides if side.tool for told in told_by_file(side.arm, side.requests)),
         *_unlike(sides),
-        *_meanings(side.tool for side in sides if side.tool),
+        *meanings(side.tool for side in sides if side.tool),
     )
     return SideBySide(
         requests=requests, percentiles=found, sentences=sentences, parts=parts,
@@ -256,13 +225,13 @@ def _run_pairs(sides: Sequence[_Side]) -> Iterable[RunPair]:
         if not (first.run and first.launches and side.run and side.launches):
             continue
         found = differences(first.run, side.run)
-        _, (ours, theirs) = pairs_of(side.launches, first.launches)
+        _, (ours, theirs) = pairs_of(side.launches, first.launches, any_topology=True)
         yield RunPair(
             label=side.label,
             baseline=first.label,
             settings=first_line(found),
             differences=found,
-            rows=tuple(compared(side.launches, first.launches)),
+            rows=tuple(compared(side.launches, first.launches, any_topology=True)),
             alone=(
                 *(f"{first.label}: {', '.join(kind)}" for kind in theirs),
                 *(f"{side.label}: {', '.join(kind)}" for kind in ours),
@@ -411,54 +380,3 @@ def _parts_told(parts: Mapping[str, tuple[int, int]]) -> Iterable[str]:
     """Arms whose file holds only some of the requests."""
     for arm, (kept, total) in parts.items():
         yield f"{arm}: the file holds {kept:,} of {total:,} requests."
-
-
-def _told_by_file(side: _Side) -> Iterable[str]:
-    """What a tool's file lacks, and what it holds in addition to requests."""
-    arm, marks = side.arm, side.requests.attrs
-    version = f" ({marks['version']})" if marks["version"] else ""
-    for doubt in marks["doubts"]:
-        yield f"{arm}{version}: {doubt}"
-    if marks["own"] and marks["kept"] < marks["total"]:
-        own = ", ".join(f"{name} {milliseconds(value)} ms" for name, value in marks["own"].items())
-        yield f"{arm}, the tool's own summary of all requests: {own}."
-    yield from _server_times(arm, side.requests)
-
-
-def _server_times(arm: str, requests: pd.DataFrame) -> Iterable[str]:
-    """The server's own queue time and first token, if a file has them."""
-    told = requests[(requests["engine_metrics"] != "") & requests["ttft_s"].notna()]
-    if told.empty:
-        return
-    server = told["engine_metrics"].map(json.loads)
-    queue_s, first_s = (
-        server.map(lambda found, name=name: found.get(name, nan)) / 1000
-        for name in ("queue_time_ms", "time_to_first_token_ms")
-    )
-    outside_s = told["ttft_s"] - queue_s - first_s
-    queue, first, rest = (
-        "unknown" if isnan(value) else f"{milliseconds(value)} ms"
-        for value in (queue_s.median(), first_s.median(), outside_s.median())
-    )
-    yield (
-        f"{arm}, medians of the server's own times of {len(told):,} requests: queue {queue},"
-        f" scheduling to first token {first}, TTFT outside the engine {rest}."
-    )
-
-
-def _meanings(tools: Iterable[str]) -> Iterable[str]:
-    """How each tool defines the metrics."""
-    for tool in dict.fromkeys(tools):
-        version = VERSIONS[_CARD[tool]] if tool in _CARD else _OTHERS[tool]["version"]
-        for metric in ("TTFT", "E2E"):
-            theirs = _OTHERS.get(tool, {}).get(metric)
-            if theirs is None:
-                theirs = definition_of(metric, _CARD[tool]).formula
-            ours = definition_of(metric, "workbench").formula
-            yield f"{metric} in {tool} ({version}): {theirs}. In the workbench: {ours}."
-        if tool == "Benchmark Report":
-            continue  # its TPOT is the tool's own
-        yield (
-            f"TPOT of {tool} is computed as (last - first token) / (output tokens - 1), because its"
-            " file does not give the tokens of the first chunk."
-        )

@@ -1,4 +1,4 @@
-"""The figure of a sweep over loads, arrival rates or users: TTFT and throughput at each."""
+"""The figure of a load sweep: TTFT and throughput by arrival rate or number of users."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from workbench.report.figures.chart import Chart, draw, for_each_model
 from workbench.report.numbers import number, quantity, time_scale
 
 _KEPT_UP = 0.95
-"""A deployment keeps up where it completes this fraction of the offered rate."""
+"""A deployment keeps up if it completes this fraction of the offered rate."""
 _TTFT = ["ttft_s", "ttft_low_s", "ttft_high_s"]
 _ENDED = ["achieved_per_s", "goodput_per_s"]
 
@@ -21,13 +21,15 @@ def loads(frame: pd.DataFrame) -> Chart | None:
     """TTFT, throughput and goodput by offered rate, or by users; None without a sweep.
 
     Takes `result.loads`. Goodput (open markers) counts the requests within the limits; it is
-    drawn only where there are limits (`attrs["limited"]`).
+    drawn only where there are limits (`attrs["limited"]`) and some request missed them.
     """
     if frame.empty:
         return None
     limited = bool(frame.attrs.get("limited", True))
     # a column without a single value holds None
     rows = frame.astype(dict.fromkeys([*_TTFT, *_ENDED, "offered_per_s", "users"], float))
+    met = limited and bool(rows["goodput_per_s"].ge(rows["achieved_per_s"]).all())
+    open_marks = limited and not met
     closed = bool(rows["users"].notna().any())
     x = "users" if closed else "offered_per_s"
     look = marks.looks([str(arm) for arm in frame["arm"].unique()])
@@ -42,7 +44,7 @@ def loads(frame: pd.DataFrame) -> Chart | None:
             left.plot(timed[x], times["ttft_s"], color=mine.colour, linewidth=1.2)
             for at, (ttft, low, high) in zip(timed[x], times.to_numpy(), strict=True):
                 marks.mark(left, at, ttft, (low, high), mine, upright=True)
-            for column in _ENDED if limited else _ENDED[:1]:
+            for column in _ENDED if open_marks else _ENDED[:1]:
                 ended, filled = group[group[column].gt(0)], column == "achieved_per_s"
                 right.plot(
                     ended[x], ended[column], color=mine.colour, marker=mine.marker,
@@ -77,10 +79,11 @@ def loads(frame: pd.DataFrame) -> Chart | None:
         body_px=330,
         alt=f"{found}. {spoken}.",
         caption="Left: median TTFT with 95 % CI. Right: completed requests per second (filled)"
-        + "," * (limited or not closed)
-        + " and" * (closed and limited)
-        + " goodput, which counts only requests within the limits (open)" * limited
-        + ("." if closed else "," * limited + " and the offered rate (dotted).")
+        + "," * (open_marks or not closed)
+        + " and" * (closed and open_marks)
+        + " goodput, which counts only requests within the limits (open)" * open_marks
+        + ("." if closed else "," * open_marks + " and the offered rate (dotted).")
+        + " All of them are within the limits: goodput is the same." * met
         + " Each user has one request in flight." * closed,
         keys=look,
         shows=("times",),

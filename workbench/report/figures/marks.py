@@ -50,7 +50,7 @@ class Look:
     marker: str
     dash: Dash = "-"
     hollow: bool = False
-    """A prediction, with thin whiskers for its interval."""
+    """True for a prediction: a hollow marker, and thin whiskers for its interval."""
 
     def handle(self) -> Artist:
         """What stands before the name in a key."""
@@ -139,6 +139,11 @@ def looks(
             look = Look(colour=colour, marker=marker, dash=dash)
         found[name] = replace(look, **changes)
     return found
+
+
+def predicted(looks: dict[str, Look]) -> dict[str, Look]:
+    """The same looks, for predictions."""
+    return {name: replace(look, hollow=True) for name, look in looks.items()}
 
 
 def records(frame: pd.DataFrame, numbers: Sequence[str], **chosen: str) -> list[Row]:

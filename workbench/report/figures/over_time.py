@@ -13,7 +13,8 @@ from math import isfinite
 from pathlib import Path
 
 from workbench.experiment.between.differences import settings_key
-from workbench.experiment.result.facts import Card, RunFacts
+from workbench.experiment.result.facts import RunFacts
+from workbench.experiment.result.finding_rows import Card
 from workbench.report.numbers import interval, moment, quantity
 
 WIDTH_PX, HEIGHT_PX = 640, 120

@@ -91,6 +91,8 @@ def _found(rows: Sequence[marks.Row], y: str, per: str) -> str:
     most = max(valid, key=lambda row: row[y])
     fastest = max(valid, key=lambda row: row["user_tps"])
     peak, speed = (f"{number(r[key])} tok/s" for r, key in ((most, y), (fastest, "user_tps")))
+    if len(valid) == 1:
+        return f"{most['arm']}: {peak} per {per}, {speed} per user"
     if most["arm"] == fastest["arm"]:
         return (
             f"{most['arm']}: highest throughput per {per} ({peak}) and fastest per user ({speed})"

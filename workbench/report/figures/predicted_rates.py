@@ -1,4 +1,4 @@
-"""Predicted TTFT and TPOT over the arrival rate, with intervals at the chosen rate."""
+"""Predicted TTFT and TPOT by arrival rate, with intervals at the chosen rate."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from workbench.report.figures.chart import Chart, draw, no_data
 
 
 def predicted_rates(frame: pd.DataFrame, title: str, caption: str = "") -> Chart:
-    """Lines of predicted medians up to saturation, and the chosen rate with its intervals.
+    """Predicted medians up to saturation as lines, and the chosen rate with its intervals.
 
-    Takes the curves of `whatif.rate_curve`. All marks are hollow, since nothing was measured.
+    Takes the curves of `whatif.rate_curve`. All markers are hollow, because nothing was measured.
     """
     if frame.empty:
         return no_data("Prediction", title)
     rows = marks.records(frame, ("rate_per_s",))
-    look = marks.looks(marks.unique(rows, "topology"))
+    look = marks.predicted(marks.looks(marks.unique(rows, "topology")))
 
     def paint(figure: Figure) -> None:
         for axes, name in zip(figure.subplots(1, 2), ("ttft", "tpot"), strict=True):
@@ -31,11 +31,7 @@ def predicted_rates(frame: pd.DataFrame, title: str, caption: str = "") -> Chart
                     low, value, high = (
                         1000 * row[f"{name}{end}_s"] for end in ("_low", "", "_high")
                     )
-                    axes.vlines(row["rate_per_s"], low, high, color=mine.colour, linewidth=3)
-                    axes.plot(
-                        row["rate_per_s"], value, marker=mine.marker, markersize=9, zorder=3,
-                        color=mine.colour, markerfacecolor="white", markeredgewidth=2,
-                    )  # fmt: skip
+                    marks.mark(axes, row["rate_per_s"], value, (low, high), mine, upright=True)
             axes.set(xlim=(0, None), ylim=(0, None), xlabel="arrival rate, req/s")
             axes.set_ylabel(f"predicted median {name.upper()}, ms")
 

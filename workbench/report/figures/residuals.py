@@ -1,4 +1,4 @@
-"""The fits of a profile: each measured time against its fit, and the residuals in percent."""
+"""The fits of a profile: measured against fitted times, and the residuals in percent."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from workbench.report.numbers import time_scale
 
 _LINE_PX = 15
 _MOST = 2.0
-"""The residual axis ends at this multiple of the limit, and further points stand at its end."""
+"""The residual axis ends at this multiple of the limit. Larger residuals are drawn at its end."""
 
 
 def residuals(frame: pd.DataFrame) -> Chart | None:
-    """Measured times over their fit, and measured / fitted - 1 below; None without a profile.
+    """Measured against fitted times, and residuals (measured / fitted - 1); None without a profile.
 
-    Takes `result.fits`, with a column of panels for each part: prefill, decode step, transfer.
+    Takes `result.fits`. Each part (prefill, decode step, transfer) has its own column of panels.
     """
     if frame.empty:
         return None
@@ -44,10 +44,10 @@ def residuals(frame: pd.DataFrame) -> Chart | None:
         paint,
         title=found,
         body_px=400,
-        alt=f"{found}. The fits hold for: {spoken}.",
-        caption="Above: each measured time against its fit (line: equal). Below: measured /"
-        " fitted - 1; grey: the limit of the median, above which there is no profile."
-        + f" Triangles: {beyond} residuals beyond the axis." * bool(beyond)
+        alt=f"{found}. The fits are valid for: {spoken}.",
+        caption="Top: measured against fitted times (line: equal). Bottom: residual, measured /"
+        " fitted - 1. Grey: limit for the median residual; above it, no profile is made."
+        + f" Triangles: {beyond} residual{'s' * (beyond > 1)} beyond the axis." * bool(beyond)
         + f" {frame.attrs.get('profile', '')}",
         attrs=frame.attrs,
         shows=("times",),

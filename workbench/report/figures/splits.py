@@ -1,4 +1,4 @@
-"""The figure of predicted highest rates over the P:D ratio, and of the best split by GPU count."""
+"""The figure of predicted highest rates by P:D ratio, and of the best split by GPU count."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from workbench.report.figures.chart import Chart, draw
 
 _OF_AGGREGATED = "aggregated instances"
 _MOST_NAMED = 10
-"""Beyond so many splits their names stand upright."""
+"""With more splits than this, their names are rotated."""
 
 
 def splits(frame: pd.DataFrame, title: str) -> Chart:
-    """Highest rate of each split of all GPUs; beside it, the best split of each number of GPUs.
+    """Left: highest rate of each split of all GPUs. Right: the best split for each number of GPUs.
 
-    Takes the frame of `whatif.highest_rates`. All marks are hollow, since nothing was measured. A
-    topology without a prediction has a cross and its reason, never a number.
+    Takes the frame of `whatif.highest_rates`. All markers are hollow, because nothing was measured.
+    A topology without a prediction has a cross and its reason, never a number.
     """
     unit, most = frame.attrs["unit"], frame.attrs["gpus"]
     rows = marks.records(frame.assign(one=1), ("one", "rate_per_s", "low", "high", "cost"))
     mine = [row for row in rows if row["gpus"] == most and row["split"]]
     plain = [row for row in rows if not row["split"]]
     kinds = list(dict.fromkeys(row["limited_by"] for row in mine if row["rate_per_s"] > 0))
-    look = marks.looks(kinds, "point")
+    look = marks.predicted(marks.looks(kinds, "point"))
     keys: dict[str, marks.Key] = {f"limit: {name}": look[name] for name in kinds}
     if any(row["rate_per_s"] > 0 for row in plain):
         keys[_OF_AGGREGATED] = marks.REFERENCE
@@ -50,13 +50,13 @@ def splits(frame: pd.DataFrame, title: str) -> Chart:
         title=title,
         body_px=330,
         alt=f"{title}. {spoken}.",
-        caption=f"Predicted from one measured 1p1d, not measured. Limits: {frame.attrs['limits']}."
-        " Bars: range of 11 draws (83 % prediction interval)."
-        + " At least: a higher rate is near saturation, and the bar ends where a part is full."
+        caption=f"Predicted from a profile of 1p1d, not measured. Limits: {frame.attrs['limits']}."
+        f" Bars: {frame.attrs['interval']}."
+        + ' "At least": higher rates are not predicted; the bar ends where a part saturates.'
         * any(row["open_end"] and isfinite(row["high"]) for row in rows)
         + " Arrow: higher rates are outside the profiled range."
         * any(row["open_end"] and not isfinite(row["high"]) for row in mine)
-        + " Cross: no prediction, or limits missed at any rate."
+        + " Cross: not predicted, or the limits are missed at every rate."
         * any(not row["rate_per_s"] > 0 for row in rows),
         keys=keys,
         attrs=frame.attrs,
@@ -88,12 +88,7 @@ def _ratios(axes: Axes, rows: list[marks.Row], look: dict[str, marks.Look]) -> N
 def _hollow(axes: Axes, x: float, row: marks.Row, look: marks.Look) -> None:
     """A predicted value with its interval; an arrow where it may be higher."""
     value = row["rate_per_s"]
-    if marks.has_interval(row["low"], row["high"]):
-        axes.vlines(x, row["low"], row["high"], color=look.colour, linewidth=3)
-    axes.plot(
-        x, value, marker=look.marker, markersize=8.5, color=look.colour, zorder=3,
-        markerfacecolor="white", markeredgewidth=2,
-    )  # fmt: skip
+    marks.mark(axes, x, value, (row["low"], row["high"]), look, upright=True)
     if row["open_end"] and not isfinite(row["high"]):
         axes.annotate(
             "", (x, value), xytext=(0, 16), textcoords="offset points",
@@ -110,7 +105,7 @@ def _cross(axes: Axes, x: float, why: str) -> None:
 
 
 def _counts(axes: Axes, rows: list[marks.Row], frame: pd.DataFrame) -> None:
-    """Rate per GPU, or cost, of the best split and of aggregated instances by number of GPUs."""
+    """Rate per GPU, or cost, of the best split and of aggregated instances, by number of GPUs."""
     unit, currency = frame.attrs["unit"], frame.attrs["currency"]
     counts = sorted({row["gpus"] for row in rows})
     tops: list[float] = []

@@ -90,9 +90,9 @@ def topology_overview(
 def _predicted(
     predictions: pd.DataFrame | None, rows: Sequence[marks.Row], columns: Sequence[str]
 ) -> list[marks.Row]:
-    """The predictions as rows of summary; one of a measured topology is in the column of its arm.
+    """The predictions as summary rows. A measured topology's prediction goes to its arm's column.
 
-    A refused one has no value, and so no row.
+    A refused prediction has no row.
     """
     if predictions is None or predictions.empty:
         return []
@@ -279,8 +279,8 @@ def _explained(panels: Sequence[_Panel], *, compared: bool) -> str:
     if not all(marks.has_interval(row["low"], row["high"]) for row in rows):
         said.append("Hollow marker: no CI (too few requests or rounds).")
     if len(rows) < sum(len(panel.rows) for panel in panels):
-        said.append("Thin and hollow: predicted, with a 91 % prediction interval; a speed-up is"
-                    " never predicted.")  # fmt: skip
+        said.append("Thin, hollow marker: prediction with its 91 % prediction interval. Speed-ups"
+                    " are not predicted.")  # fmt: skip
     return " ".join(said)
 
 

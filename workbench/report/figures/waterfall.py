@@ -98,7 +98,9 @@ def _finding(rows: pd.DataFrame) -> str:
     part = max(PARTS, key=lambda name: float(first[name]))
     took = f"{100 * first[part] / first['ttft_s']:.0f} %"
     arm = f" ({first['arm']})" if rows["arm"].nunique() > 1 else ""
-    return f"{PARTS[part][:1].upper()}{PARTS[part][1:]} takes {took} of {first['pass']} TTFT{arm}"
+    state = str(first["pass"])
+    whole = f"TTFT, {state}" if " " in state else f"{state} TTFT"
+    return f"{PARTS[part][:1].upper()}{PARTS[part][1:]} takes {took} of {whole}{arm}"
 
 
 def _spoken(rows: pd.DataFrame) -> str:

@@ -1,6 +1,6 @@
 """Connectors: how KV moves between instances, with one module for each.
 
-To add one: write a module with CONNECTOR here, and add its name to `params.notebooks.CONNECTORS`.
+To add one: write a module with CONNECTOR here, and add its name to `params.pd_sweep.CONNECTORS`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 
 from workbench.errors import ParameterError, nearest
-from workbench.params.notebooks import CONNECTORS as NAMES
+from workbench.params.pd_sweep import CONNECTORS as NAMES
 from workbench.serve.connectors.connector import Connector, LegsAtOnce, Store, Wiring
 
 __all__ = ["CONNECTORS", "Connector", "LegsAtOnce", "Store", "Wiring", "connector"]

@@ -45,6 +45,7 @@ from workbench.serve.processes.parent import die_with_parent
 _PR_SET_CHILD_SUBREAPER = 36
 FINAL_GRACE_S = 4.0
 LAST_S = 120.0
+_REAPED_S = 2.0
 SHM = "/dev/shm/"
 
 
@@ -221,6 +222,10 @@ class Supervisor:
             await self.run_last()
         await self.stop(None, FINAL_GRACE_S)
         await self.run_last()
+        # All have ended. asyncio warns of a child whose status it learns after the loop is closed.
+        for child in self.children.values():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(child.wait(), _REAPED_S)
 
 
 def main() -> None:

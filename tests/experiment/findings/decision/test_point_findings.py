@@ -14,7 +14,7 @@ from workbench.experiment.findings.decision.point_findings import (
     point_rows,
     power_sentence,
 )
-from workbench.experiment.result.facts import EnergyRow
+from workbench.experiment.result.finding_rows import EnergyRow
 from workbench.serve.checks.capacity import Capacity
 
 USED = EnergyRow(

@@ -9,7 +9,7 @@ from workbench.errors import DeploymentError
 from workbench.experiment.run.launch import across_hosts
 from workbench.experiment.run.launch.across_hosts import clock_rows, measure_links, read_clocks
 from workbench.experiment.run.run_log import Log
-from workbench.serve.deployment import Deployment, Instance
+from workbench.serve.deployed import Deployment, Instance
 from workbench.serve.processes.host_probe import HostProbe, link_rates
 from workbench.topology import Role
 

@@ -11,7 +11,7 @@ import pytest
 from workbench.experiment.run.launch import energy
 from workbench.experiment.run.launch.energy import energy_rows, idle_watts, meters_of
 from workbench.hardware.power import Meter, Meters, Used
-from workbench.serve.deployment import Deployment
+from workbench.serve.deployed import Deployment
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 
 from tests.odd_server import odd_server
 from workbench.experiment.run.launch.greedy_ties import ask_where_answers_part, parting_nat
-from workbench.serve.deployment import Deployment
+from workbench.serve.deployed import Deployment
 
 COLD = {
     "tokens": [" a", " red", " fox"],

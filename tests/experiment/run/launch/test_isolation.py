@@ -8,7 +8,8 @@ from workbench.experiment.run.launch import isolation
 from workbench.experiment.run.launch.isolation import Counted, make_state, read_counters, warm_up
 from workbench.metrics.counters import TokenSources
 from workbench.serve.connectors import connector
-from workbench.serve.deployment import Deployment, Instance, plan_deployment
+from workbench.serve.deployed import Deployment, Instance
+from workbench.serve.deployment import plan_deployment
 from workbench.serve.processes.launcher import Process
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import Topology

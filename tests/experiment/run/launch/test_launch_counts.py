@@ -12,7 +12,7 @@ from workbench.load.workload.workload import reference
 from workbench.metrics.passes import PassCounters
 from workbench.metrics.prometheus import Counters, parse
 from workbench.records import RequestRecord
-from workbench.serve.deployment import Deployment, Instance
+from workbench.serve.deployed import Deployment, Instance
 from workbench.topology import Topology
 
 PREFILL = Instance(name="prefill-0", role="prefill", url="http://127.0.0.1:1")

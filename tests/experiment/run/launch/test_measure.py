@@ -14,7 +14,7 @@ from workbench.experiment.run.launch.measure import _while_servers_live, measure
 from workbench.experiment.run.run_log import Log
 from workbench.hardware.hosts import Host
 from workbench.hardware.power import Meter, Meters
-from workbench.serve.deployment import Deployment, Instance
+from workbench.serve.deployed import Deployment, Instance
 from workbench.serve.processes.launcher import Process, ProcessSpec
 
 

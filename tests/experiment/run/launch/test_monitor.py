@@ -10,7 +10,7 @@ from workbench.experiment.run.launch import monitor
 from workbench.experiment.run.launch.monitor import watch_client, watched_gauges, worker_count
 from workbench.experiment.run.run_log import Log
 from workbench.load.drive.health import ClientHealth
-from workbench.serve.deployment import Deployment, Instance
+from workbench.serve.deployed import Deployment, Instance
 
 
 class Health:

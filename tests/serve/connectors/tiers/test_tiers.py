@@ -17,7 +17,8 @@ from workbench.errors import DeploymentError, LaunchError
 from workbench.hardware.interpreter import interpreter
 from workbench.serve.connectors import connector
 from workbench.serve.connectors.tiers import tiers_of
-from workbench.serve.deployment import Deployment, DeploymentPlan, plan_deployment
+from workbench.serve.deployed import Deployment, DeploymentPlan
+from workbench.serve.deployment import plan_deployment
 from workbench.serve.processes.ports import free_ports
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import Topology

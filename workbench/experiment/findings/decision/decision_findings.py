@@ -19,14 +19,15 @@ from workbench.experiment.findings.load_findings import kept_up, median_per_s, s
 from workbench.experiment.findings.sentences import count, percent
 from workbench.experiment.load_unit import RATE, USERS, LoadUnit, load_text
 from workbench.experiment.plan.compared import rivals
-from workbench.experiment.plan.loads import latency_limits
+from workbench.experiment.plan.offered_load.loads import latency_limits
+from workbench.experiment.plan.offered_load.search import Answer, Limits, Point
 from workbench.experiment.plan.plan import ExperimentPlan
-from workbench.experiment.plan.search import Answer, Limits, Point
-from workbench.experiment.result.facts import ArmFacts, DecisionRow, LoadRow, PointRow
+from workbench.experiment.result.facts import ArmFacts
+from workbench.experiment.result.finding_rows import DecisionRow, LoadRow, PointRow
 from workbench.metrics.gates.gate import Gate
 from workbench.metrics.gates.gate_effects import Failed, Spoil, failed_gates, spoil, told
 from workbench.metrics.gates.gate_table import gate_row
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -351,7 +352,7 @@ def _served(rows: Sequence[DecisionRow], within: str) -> str:
 
 
 def _what(row: DecisionRow) -> tuple[str, float]:
-    """A load, and how sure it is: nothing, `about `, `at least `, or `less than `."""
+    """A qualifier (none, `about `, `at least ` or `less than `) and the load."""
     if isnan(row.met):
         return "less than ", row.missed
     return "about " if not row.settled else "at least " if isnan(row.missed) else "", row.met

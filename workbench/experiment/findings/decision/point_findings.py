@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from workbench.experiment.load_unit import RATE
 from workbench.experiment.plan.plan import Arm, ExperimentPlan
-from workbench.experiment.result.facts import EnergyRow, PointRow
+from workbench.experiment.result.finding_rows import EnergyRow, PointRow
 from workbench.metrics.latency import succeeded, system_tps
 from workbench.metrics.statistics import Estimate, mean_of_rounds, quantile
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 from workbench.params.price import Price
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def point_rows(
     if not isinstance(plan.params, PdSweep) or plan.sized:
         return ()
     price = Price.parse(plan.params.gpu_hour_price)
+    cost = price.per_million if price else _unpriced
     rows = []
     for arm in plan.arms:
         mine = requests[requests["arm"] == arm.label]
@@ -49,10 +50,8 @@ def point_rows(
                 for number, part in group.groupby("round")
             ]
             gpus = gpus_of(arm)
-            hour = price.amount * gpus if price and gpus else nan
-            free = (
-                "" if hour > 0 else "the number of GPUs is unknown" if price else "no price given"
-            )
+            free = "" if gpus else "the number of GPUs is unknown"
+            free = free if price else "no price given"
             dark = why or ("" if used else "not measured")
             rows.append(
                 PointRow(
@@ -66,8 +65,8 @@ def point_rows(
                     user_tps=quantile(group["request_tps"], 0.5),
                     system_tps=mean_of_rounds([each.tps for each in rounds]),
                     gpu_tps=mean_of_rounds([each.tps / gpus if gpus else nan for each in rounds]),
-                    output_cost=_or(free, [each.cost(hour, each.tps) for each in rounds]),
-                    total_cost=_or(free, [each.cost(hour, each.total_tps) for each in rounds]),
+                    output_cost=_or(free, [cost(each.tps, gpus) for each in rounds]),
+                    total_cost=_or(free, [cost(each.total_tps, gpus) for each in rounds]),
                     energy=_or(dark, [each.joules for each in rounds], geometric=False),
                     energy_above_idle=_or(
                         dark, [each.joules - each.idle_joules for each in rounds], geometric=False
@@ -100,6 +99,10 @@ def gpus_of(arm: Arm) -> int:
     Instances that share a GPU occupy one together.
     """
     return min(arm.gpus, len(arm.capacity.devices)) if arm.capacity.devices else arm.gpus
+
+
+def _unpriced(tokens_per_s: float, gpus: int) -> float:
+    return nan
 
 
 def _or(unknown: str, values: Sequence[float], *, geometric: bool = True) -> Estimate:
@@ -135,11 +138,6 @@ class _Round:
             idle_joules=sum(r.idle_w * r.seconds for r in used) / output if output else nan,
             watts=sum(row.joules / row.seconds for row in used) if known else nan,
         )
-
-    @staticmethod
-    def cost(hour: float, tps: float) -> float:
-        """Of a million tokens, if an hour of all GPUs costs `hour`."""
-        return hour / 3600 / tps * 1e6 if tps > 0 else nan
 
 
 def power_sentence(energy: Sequence[EnergyRow], unmetered: Mapping[str, str]) -> str:

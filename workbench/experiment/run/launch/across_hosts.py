@@ -9,11 +9,11 @@ from dataclasses import asdict
 import httpx
 
 from workbench.errors import DeploymentError
-from workbench.experiment.result.facts import ClockRow
+from workbench.experiment.result.finding_rows import ClockRow
 from workbench.experiment.run.run_log import Log
 from workbench.metrics.waterfall.clocks import host_clocks
 from workbench.records import ClockReading
-from workbench.serve.deployment import Deployment
+from workbench.serve.deployed import Deployment
 from workbench.serve.processes.host_probe import link_rates, read_clock
 from workbench.topology import Role
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from math import nan
 
 from workbench.experiment.plan.plan import Arm
-from workbench.experiment.result.facts import EnergyRow
+from workbench.experiment.result.finding_rows import EnergyRow
 from workbench.hardware.power import Meters, Used, find_meters, watched
-from workbench.serve.deployment import Deployment
+from workbench.serve.deployed import Deployment
 
 IDLE_S = 2.0
 """How long idle power is measured: GPUs report a mean of about a second."""

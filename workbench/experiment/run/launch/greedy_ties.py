@@ -25,7 +25,7 @@ from workbench.experiment.run.launch.isolation import make_state
 from workbench.load.http.request import request_body
 from workbench.load.workload.workload import Workload
 from workbench.metrics.latency import succeeded
-from workbench.serve.deployment import Deployment
+from workbench.serve.deployed import Deployment
 
 ASKED_PER_LAUNCH = 8
 """Each costs about as much as a cold request; differences that are not checked stay open."""

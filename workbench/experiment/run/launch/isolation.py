@@ -30,7 +30,7 @@ from workbench.metrics.counters import (
 )
 from workbench.metrics.passes import TierCounts
 from workbench.serve.connectors.tiers import Held, Tier
-from workbench.serve.deployment import Deployment
+from workbench.serve.deployed import Deployment
 from workbench.topology import Role
 
 WARM_UP_TOKENS = 600

@@ -16,7 +16,7 @@ from workbench.metrics.ideal import Asked, Call, IdealCaches, Reuse, reuse_by_ro
 from workbench.metrics.passes import PassCounters
 from workbench.records import LegRecord, ProxyFacts, RequestRecord
 from workbench.serve.connectors.lmcache import CHUNK_TOKENS
-from workbench.serve.deployment import Deployment
+from workbench.serve.deployed import Deployment
 from workbench.topology import Role
 
 

@@ -46,7 +46,7 @@ from workbench.load.files.traces import trace_of_run
 from workbench.load.workload.workload import Workload, asked_again
 from workbench.metrics.latency import latencies, succeeded, system_tps
 from workbench.records import RequestRecord, to_frame
-from workbench.serve.deployment import Deployment
+from workbench.serve.deployed import Deployment
 from workbench.serve.processes.launcher import Process
 from workbench.serve.processes.startup import failure_line
 

@@ -17,7 +17,7 @@ from workbench.load.drive.driver import LoadRun
 from workbench.load.drive.workers import WHY_NO_MORE
 from workbench.metrics.counters import sample
 from workbench.metrics.gates.client_gate import CLIENT_BUSY_SHARE
-from workbench.serve.deployment import Deployment
+from workbench.serve.deployed import Deployment
 
 GAUGE_PERIOD_S = 2.0
 PROXY_BUSY_SHARE = 0.5

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from workbench.experiment.load_unit import USERS
-from workbench.experiment.plan.search import Limits, Point, Search
+from workbench.experiment.plan.offered_load.search import Limits, Point, Search
 
 SEARCH = Search(limits=Limits(ttft_s=0.5, share=0.9), first=1.0, bottom=0.01, top=100.0)
 
@@ -76,7 +76,12 @@ def test_an_edge_that_is_not_resolved_has_its_reason(points, met_per_s, missed_p
 
 
 USERS_SEARCH = Search(
-    limits=Limits(ttft_s=0.5, share=0.9), first=1.0, bottom=1.0, top=50.0, unit=USERS
+    limits=Limits(ttft_s=0.5, share=0.9),
+    first=1.0,
+    bottom=1.0,
+    top=50.0,
+    unit=USERS,
+    at_top="too many requests are sent at once; use more requests",
 )
 
 
@@ -103,7 +108,7 @@ def test_users_are_whole_and_bisected_to_one(edge, tried):
         (searched(0, USERS_SEARCH), "even 1 user missed the limits; raise the limits"),
         (
             searched(99, USERS_SEARCH),
-            "everything up to 50 users met the limits, and above 50 users too many requests are"
+            "all loads up to 50 users met the limits, and above 50 users too many requests are"
             " sent at once; use more requests",
         ),
         (

@@ -8,12 +8,14 @@ from math import inf, nan
 import numpy as np
 
 from workbench.topology import Topology
-from workbench.whatif.costs import Costs
-from workbench.whatif.simulation import Load, plain_load, simulate
+from workbench.whatif.model.costs import Costs
+from workbench.whatif.model.simulation import Load, plain_load, simulate
 
 DIFFERENCE = 0.1
 """Largest difference between simulated and closed form, as a fraction of wait and service, in
 addition to the simulation's own error."""
+ENGINE_STEPS = "engine steps"
+"""What limits an aggregated instance: each step may have prompt tokens and output tokens."""
 _LONG, _BATCHES = 10_000, 20
 """Requests of the simulation that is compared, since the formula is for an endless queue; and in
 how many parts its error is estimated (batch means, three standard errors)."""
@@ -24,7 +26,8 @@ class ClosedForm:
     """The rate at which each part of a topology is full, and the mean wait for one prefill."""
 
     highest_per_s: dict[str, float]
-    """By part: prefill, link, decode steps, decode KV; requests per second."""
+    """By part, in requests per second: prefill queue, link, decode KV and decode steps; or engine
+    steps."""
     rate_per_s: float
     """The offered rate, of a ramp the highest. Of a closed loop what the simulation completes,
     and NaN before it."""
@@ -74,13 +77,13 @@ def closed_form(
     if topology.disaggregated:
         backs = topology.decode
         highest = {
-            "prefill": topology.prefill / service_s,
+            "prefill queue": topology.prefill / service_s,
             "link": backs / costs.concurrent_s if costs.concurrent_s else inf,
             "decode KV": backs / kv_s,
             "decode steps": backs / steps_s,
         }
     else:
-        highest = {"steps": topology.aggregated / (service_s + max(kv_s, steps_s))}
+        highest = {ENGINE_STEPS: topology.aggregated / (service_s + max(kv_s, steps_s))}
     wait_s = simulated_s = error_s = nan
     load_of_one = rate_per_s * service_s
     if topology.prefill == 1 and poisson and load_of_one < 1:

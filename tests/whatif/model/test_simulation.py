@@ -7,8 +7,8 @@ import pytest
 
 from tests.whatif.known import COSTS
 from workbench.topology import Topology
-from workbench.whatif.closed_form import closed_form
-from workbench.whatif.simulation import Load, plain_load, simulate
+from workbench.whatif.model.closed_form import closed_form
+from workbench.whatif.model.simulation import Load, plain_load, simulate
 
 ONE, AGGREGATED = Topology.parse("1p1d"), Topology.parse("1a")
 
@@ -55,7 +55,7 @@ def test_a_wait_is_that_of_pollaczek_and_khinchine():
     services_s = [COSTS.prefill_s(int(n)) for n in prompts]
     rate = 0.5 / np.mean(services_s)
     found = closed_form(ONE, load, COSTS, rate_per_s=rate, poisson=True)
-    assert found.utilisation == pytest.approx(0.5) and found.bottleneck == "prefill"
+    assert found.utilisation == pytest.approx(0.5) and found.bottleneck == "prefill queue"
     assert found.wait_s == pytest.approx(rate * np.mean(np.square(services_s)) / (2 * 0.5))
     assert found.simulated_wait_s == pytest.approx(found.wait_s, rel=0.12)
     assert not found.differs

@@ -7,8 +7,8 @@ import pytest
 from workbench.experiment.findings.compare import compare
 from workbench.experiment.findings.load_findings import answers, load_rows, load_sentences
 from workbench.experiment.load_unit import USERS
-from workbench.experiment.plan.loads import Loads
-from workbench.experiment.plan.search import Limits, Search
+from workbench.experiment.plan.offered_load.loads import Loads
+from workbench.experiment.plan.offered_load.search import Limits, Search
 from workbench.experiment.run.run import run
 
 LIMITS = Limits(ttft_s=0.5, share=0.9)

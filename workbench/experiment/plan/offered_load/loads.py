@@ -13,9 +13,9 @@ import numpy as np
 
 from workbench.errors import ParameterError, must_be
 from workbench.experiment.load_unit import RATE, USERS, LoadUnit
-from workbench.experiment.plan.search import Limits, Point, Search
+from workbench.experiment.plan.offered_load.search import Limits, Point, Search
 from workbench.load.workload.workload import Workload
-from workbench.params.notebooks import PdSweep
+from workbench.params.pd_sweep import PdSweep
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -120,16 +120,29 @@ def loads_of(params: PdSweep, workload: Workload) -> Loads | None:
         )
         return Loads(limits=limits, search=search)
     if params.search:
-        top = min(_conversations(workload), users_by_limits(limits, requests))
+        conversations, by_limits = _conversations(workload), users_by_limits(limits, requests)
+        if conversations == 1:
+            allowed = "one with several conversations for a search over users"
+            raise ParameterError(must_be("workload", allowed, params.workload, "batch_processing"))
+        at_top = "too many requests are sent at once; use more requests"
+        if conversations < by_limits:
+            at_top = f"all {conversations} conversations have one in flight; use more of them"
         search = Search(
-            limits=limits, first=float(params.concurrency), bottom=1.0, top=float(top), unit=USERS
-        )
+            limits=limits, first=float(params.concurrency), bottom=1.0,
+            top=float(min(conversations, by_limits)), at_top=at_top, unit=USERS,
+        )  # fmt: skip
         return Loads(unit=USERS, limits=limits, search=search)
     return Loads(given=tuple(params.rates_per_s), limits=limits) if params.rates_per_s else None
 
 
 def users_by_limits(limits: Limits, requests: int) -> int:
-    """The most users whose first requests, sent at once, are no more than may miss the limits."""
+    """The most users whose first requests, sent at once, may all miss the limits.
+
+    Sent at once, they queue, so TTFT is what they miss. Without a TTFT limit only the number of
+    requests bounds the users.
+    """
+    if limits.ttft_s == np.inf:
+        return max(1, requests - 1)
     return max(1, int(requests * (1 - limits.share) + 1e-9))
 
 
@@ -142,10 +155,10 @@ def _check_users(users: list[int], workload: Workload) -> None:
     requests, most = len(workload.requests), _conversations(workload)
     allowed, example = "", ""
     if max(users) >= requests:
-        allowed = f"below {requests}, the number of requests of a pass"
+        allowed = f"below {requests}, the number of requests in a pass"
         example = f"-p requests {10 * max(users)}"
     elif max(users) > most:
-        allowed = f"at most {most}, the number of conversations of a pass"
+        allowed = f"at most {most}, the number of conversations in a pass"
         example = f"-p concurrencies {most}"
     if allowed:
-        raise ParameterError(must_be("each of concurrencies", allowed, users, example))
+        raise ParameterError(must_be("each value in concurrencies", allowed, users, example))

@@ -96,8 +96,8 @@ class Search:
     first: float
     bottom: float
     top: float
-    """Above it a pass is a burst: all requests arrive within one TTFT limit, or more users send
-    their first at once than may miss the limits."""
+    at_top: str = "all requests arrive at once; use more requests"
+    """What a higher load would be, and what to do then."""
     unit: LoadUnit = RATE
     resolution: float = 0.1
     """The search ends when both sides differ by at most this fraction."""
@@ -128,7 +128,7 @@ class Search:
         return None if any(load == p.load for p in points) else load
 
     def _close(self, low: float, high: float, most: float) -> bool:
-        """Whether both differ by at most this fraction, or by one user."""
+        """Whether both differ by at most the fraction `most`, or by one user."""
         return high <= (1 + most) * low or (self.unit != RATE and high - low <= 1)
 
     def answer(self, points: Sequence[Point]) -> Answer:
@@ -162,12 +162,10 @@ class Search:
         if isnan(highest) and isnan(lowest):
             return straddling
         if isnan(lowest):
-            every, burst = "all rates", "all requests arrive"
-            if unit != RATE:
-                every, burst = "everything", "too many requests are sent"
+            every = "all rates" if unit == RATE else "all loads"
             return straddling or (
                 f"{every} up to {unit.said(highest)} met the limits, and above"
-                f" {unit.said(self.top)} {burst} at once; use more requests"
+                f" {unit.said(self.top)} {self.at_top}"
             )
         if isnan(highest):
             lower = " or start with a lower rate_per_s" if unit == RATE else ""

@@ -16,7 +16,7 @@ from typing import Any
 
 import simpy
 
-from workbench.whatif.costs import Costs
+from workbench.whatif.model.costs import Costs
 
 LEASE_S = 30.0
 """How long prefill holds the blocks of a prompt that is not pulled (NixlConnector, vLLM 0.32)."""

@@ -11,8 +11,8 @@ import numpy as np
 import simpy
 
 from workbench.topology import Topology
-from workbench.whatif.costs import Costs
-from workbench.whatif.instance_model import Instance, Leg
+from workbench.whatif.model.costs import Costs
+from workbench.whatif.model.instance_model import Instance, Leg
 
 if TYPE_CHECKING:
     import pandas as pd

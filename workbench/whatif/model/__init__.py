@@ -1,0 +1,1 @@
+"""A model of servers: what steps cost, their simulation, and a closed form beside it."""
