@@ -83,16 +83,16 @@ def test_tables_have_header_cells_with_a_scope_and_may_scroll() -> None:
 
 def test_columns_of_words_read_from_the_left_and_those_of_numbers_do_not() -> None:
     rows = [
-        ("1p4d", "20.4 ms [16.8, 24.6]", "QUEUED to SCHEDULED", "+6,552"),
-        ("", "nan", "", "8x"),
+        ("1p4d", "20.4 ms [16.8, 24.6]", "QUEUED to SCHEDULED", "+6,552", "2 ms x steps + 3 us"),
+        ("", "nan", "", "8x", "9 us x steps of one batch"),
     ]
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    head = "<tr>" + "<th>name</th>" * 4 + "</tr>"
+    head = "<tr>" + "<th>name</th>" * 5 + "</tr>"
     html = clean(f"<table><thead>{head}</thead><tbody>{body}</tbody></table>", prefix="a-")
     soup = BeautifulSoup(html, "html.parser")
     for row in soup("tr"):
         looks = [cell.get("class", []) for cell in row(["td", "th"])]
-        assert looks == [["line"], [], ["words", "line"], []]
+        assert looks == [["line"], [], ["words", "line"], [], ["words", "line"]]
 
 
 def test_a_table_without_a_row_says_so() -> None:

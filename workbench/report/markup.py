@@ -21,6 +21,8 @@ _NUMBER = re.compile(
     r"[<>≤≥~±+−-]? ?\d[\d,. ]*(?![\w.])|[\d.]+(?:x|e[+-]?\d+)\b|nan\b|[-–—]$", re.IGNORECASE
 )
 """How a cell with a number begins, or one without a value; `1p4d` is a word."""
+_WORD, _TALE = re.compile(r"[A-Za-z]+"), 4
+"""A cell with so many words reads as words even if it begins with a number."""
 _ONE_LINE = 28
 """Names of at most this length are not broken."""
 _PANDAS_CLASS = re.compile(
@@ -179,7 +181,8 @@ def _align_words(table: Tag) -> None:
         body.append(BeautifulSoup(f'<tr><td colspan="{width}">none</td></tr>', "html.parser"))
     for position, cells in enumerate(zip(*rows, strict=False)):
         said = [text for cell in cells if (text := cell.get_text().strip())]
-        if not said or any(_NUMBER.match(text) for text in said):
+        tales = sum(len(_WORD.findall(text)) >= _TALE for text in said)
+        if not said or (any(map(_NUMBER.match, said)) and 2 * tales <= len(said)):
             continue
         look = ["words"] * (position > 0) + ["line"] * (max(map(len, said)) <= _ONE_LINE)
         for cell in (*(row[position] for row in above if len(row) > position), *cells):

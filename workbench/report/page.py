@@ -234,7 +234,7 @@ def _shown_gate(gate: Gate) -> dict[str, str]:
     if step and sentence and sentence[-1] not in ".!?":
         sentence += "."
     taken = taken_away(gate.name, gate.arms) if gate.outcome == "FAIL" else ""
-    if taken and step and step[-1] != ".":
+    if step and step[-1] != ".":
         step += "."
     return {
         "outcome": gate.outcome, "lead": lead_of(gate), "sentence": sentence, "taken": taken,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from workbench.errors import ResultError
+from workbench.experiment.findings.sentences import percent
 from workbench.experiment.result.facts import ArmFacts
 from workbench.experiment.result.result import Result
 from workbench.metrics.gates.gate_effects import spoil
@@ -81,7 +82,7 @@ def profile_of(result: Result) -> Profile:
         if one.residual > limit:
             raise ResultError(
                 f"{run.run_id} gives no profile: its {what} times differ from the fit by"
-                f" {one.residual:.0%} in the median, limit {limit:.0%}; measure again on"
+                f" {percent(one.residual)} in the median, limit {percent(limit)}; measure again on"
                 " an idle machine (example: workbench profile -p requests 48)"
             )
     made = Profile(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from workbench.errors import ParameterError, PlanError, must_be
+from workbench.experiment.findings.sentences import percent
 from workbench.experiment.plan.engine_setup import engine_of
 from workbench.experiment.plan.offered_load.loads import latency_limits
 from workbench.experiment.plan.offered_load.search import Limits
@@ -274,8 +275,8 @@ def _saturated(closed: ClosedForm) -> str:
     if not closed.utilisation > SATURATED:
         return ""
     return (
-        f"near saturation: not predicted ({closed.bottleneck} at {closed.utilisation:.0%} of its"
-        f" highest rate, limit {SATURATED:.0%})"
+        f"near saturation: not predicted ({closed.bottleneck} at {percent(closed.utilisation)}"
+        f" of its highest rate, limit {percent(SATURATED)})"
     )
 
 
@@ -348,7 +349,8 @@ def _fit_doubts(profile: Profile, found: Simulated) -> list[str]:
     share = sum(_beyond(found, most_others).values()) / moves if moves else 0.0
     if share > OUTSIDE:
         doubts.append(
-            f"{share:.0%} of transfers overlap with more others than profiled ({most_others:.0f})."
+            f"{percent(share)} of transfers overlap with more others than profiled"
+            f" ({most_others:.0f})."
             " TTFT may be too low."
         )
     return doubts

@@ -7,6 +7,7 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
+from workbench.experiment.findings.sentences import percent
 from workbench.experiment.load_unit import USERS
 from workbench.experiment.result.predicted import METRICS
 from workbench.experiment.result.result import load_result
@@ -26,7 +27,7 @@ def prediction_page(
     params = profile.params(given)
     lines = [f"profile {profile.run_id}" + " (simulated engine)" * profile.simulated]
     fits = {"prefill": profile.prefill, "decode step": profile.decode, "transfer": profile.transfer}
-    off = ", ".join(f"{name} {one.residual:.0%}" for name, one in fits.items())
+    off = ", ".join(f"{name} {percent(one.residual)}" for name, one in fits.items())
     lines.append(f"  times differ from their fit, in the median: {off}")
     lines += _aggregated(profile)
     lines += (f"  {doubt}" for doubt in profile.doubts)
@@ -41,7 +42,8 @@ def prediction_page(
 def _aggregated(profile: Profile) -> Iterator[str]:
     """The prediction errors on the 1a of the profile's own run."""
     each = [
-        f"{name.removeprefix('cold, ')}: TTFT {ttft:+.0%}, TPOT {tpot:+.0%}"
+        f"{name.removeprefix('cold, ')}: TTFT {percent(ttft, signed=True)},"
+        f" TPOT {percent(tpot, signed=True)}"
         for name, (ttft, tpot) in profile.aggregated.items()
     ]
     if each:
@@ -57,7 +59,9 @@ def _checked(row: HeldOut) -> str:
         return f"{where}: left out, {row.spoiled.said}"
     if row.predicted.refused:
         return f"{where}: {row.predicted.refused}"
-    errors = ", ".join(f"{METRICS[name][0]} {row.error(name):+.1%}" for name in CHECKED)
+    errors = ", ".join(
+        f"{METRICS[name][0]} {percent(row.error(name), 1, signed=True)}" for name in CHECKED
+    )
     return f"{where}: {errors}" + (f" ({row.spoiled.said})" if row.spoiled.said else "")
 
 
@@ -71,13 +75,13 @@ def _checked_only(checks: Sequence[HeldOut]) -> str:
     for row in usable:
         name, busy = str(row.predicted.topology), row.predicted.closed.utilisation
         most[name] = max(busy, most.get(name, 0.0))
-    where = " and ".join(f"{name} up to {busy:.0%} of its rate" for name, busy in most.items())
-    return f"checked on {where} only, worst TTFT error {worst:+.0%}"
+    where = " and ".join(f"{name} up to {percent(busy)} of its rate" for name, busy in most.items())
+    return f"checked on {where} only, worst TTFT error {percent(worst, signed=True)}"
 
 
 def _lines(found: Prediction, checks: Sequence[HeldOut]) -> Iterator[str]:
     closed = found.closed
-    busy = "" if isnan(closed.utilisation) else f", utilisation {closed.utilisation:.0%}"
+    busy = "" if isnan(closed.utilisation) else f", utilisation {percent(closed.utilisation)}"
     most = f"at most {closed.bound_per_s:.3g} req/s (limit: {closed.bottleneck})"
     yield f"{found.topology}: {most}{busy}"
     if found.refused:

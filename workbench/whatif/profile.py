@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.errors import PlanError, ResultError, must_be
+from workbench.experiment.findings.sentences import percent
 from workbench.experiment.result.result_file import jsonable
 from workbench.hardware import machine
 from workbench.hardware.interpreter import versions_of
@@ -119,8 +120,8 @@ class Profile:
         off = [error for both in self.aggregated.values() for error in both]
         if (worst := max(off, key=abs, default=0.0)) and abs(worst) > LARGEST_OFF:
             found.append(
-                f"For the 1a of its own run its predictions are off by up to {worst:+.0%}. Expect"
-                " no less elsewhere."
+                "For the 1a of its own run its predictions are off by up to"
+                f" {percent(worst, signed=True)}. Expect no less elsewhere."
             )
         return tuple(found)
 

@@ -328,9 +328,9 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
-def percent(fraction: float, digits: int = 0) -> str:
-    """`21 %`"""
-    return f"{100 * fraction:.{digits}f} %"
+def percent(fraction: float, digits: int = 0, *, signed: bool = False) -> str:
+    """`21 %`, signed `+21 %`."""
+    return f"{100 * fraction:{'+' * signed}.{digits}f} %"
 
 
 def ratio_text(ratio: Ratio) -> str:

@@ -33,7 +33,6 @@ def residuals(frame: pd.DataFrame) -> Chart | None:
         panels = figure.subplots(2, len(rows), squeeze=False, sharex="col", height_ratios=[3, 2])
         for above, below, row in zip(*panels, rows, strict=True):
             _part(above, below, row)
-        panels[0][0].set_ylabel("measured")
         panels[1][0].set_ylabel("residual, %")
 
     off = ", ".join(f"{row['part']} {100 * row['residual']:.1f} %" for row in rows)
@@ -60,6 +59,7 @@ def _part(above: Axes, below: Axes, row: marks.Row) -> None:
     style: dict[str, Any] = {"marker": "o", "markersize": 4, "linestyle": " ", "alpha": 0.6,
                              "color": marks.BLUE, "markeredgewidth": 0}  # fmt: skip
     above.plot(fitted, measured, **style)
+    above.set_ylabel(f"measured, {unit}")
     equal = [min(fitted), max(fitted)]
     above.plot(equal, equal, color=marks.BLACK, linewidth=1.2, zorder=1)
     above.set_title(row["part"], pad=_LINE_PX * 2 + 12)

@@ -62,6 +62,7 @@ def topology_overview(
         return no_data(heading, "no request succeeded.")
     rivals, baselines = baselines_of(summary, comparisons)
     columns = [arm for arm in marks.unique(rows, "arm") if arm not in baselines]
+    measured = len(columns)  # ratios are not predicted
     predicted = _predicted(predictions, rows, columns)
     columns += [arm for arm in marks.unique(predicted, "arm") if arm not in columns]
     rows += [row for row in predicted if row["metric"] == "ttft_s"]
@@ -73,7 +74,8 @@ def topology_overview(
 
     def paint(figure: Figure) -> None:
         for axes, panel in zip(figure.subplots(2, 2).flat, panels, strict=True):
-            _panel(axes, panel, columns, names, rivals, look)
+            wide = len(columns) if panel.key == "median" else measured
+            _panel(axes, panel, columns[:wide], names[:wide], rivals, look)
 
     return draw(
         paint,
