@@ -191,7 +191,9 @@ def test_the_page_says_what_was_not_checked(tmp_path):
     assert "errors on the profile's own 1a (not fitted), 4 in flight: TTFT +4 %, TPOT -10 %" in page
     assert page.count("not checked here") == 4 and "p99: not predicted" in page
     assert "Pollaczek-Khinchine" in page
-    assert "differ from their fit, in the median: prefill 0 %, decode step 0 %, transfer 0 %" in page
+    assert (
+        "differ from their fit, in the median: prefill 0 %, decode step 0 %, transfer 0 %" in page
+    )
 
 
 def test_a_range_of_draws_is_named_by_its_level():

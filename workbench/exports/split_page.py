@@ -10,6 +10,7 @@ from typing import Any
 from workbench.errors import ParameterError, must_be
 from workbench.exports.drawings import png_of
 from workbench.report.figures import splits as draw_splits
+from workbench.report.markup import unbroken
 from workbench.report.numbers import number
 from workbench.report.templating import fill, labelled
 from workbench.whatif.highest_rates import DRAWS, Splits, sentence, verdicts
@@ -52,7 +53,7 @@ def write_split_page(found: Splits, file: Path, command: str) -> list[Path]:
         doubts=found.doubts,
         figure={"svg": labelled(chart.svg, chart.alt), "caption": chart.caption},
         heads=_heads(found),
-        rows=list(_rows(found)),
+        rows=[[unbroken(cell) for cell in row] for row in _rows(found)],
         command=command,
         interval=interval(DRAWS),
     )

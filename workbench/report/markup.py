@@ -28,7 +28,7 @@ _ONE_LINE = 28
 _PANDAS_CLASS = re.compile(
     r"data|dataframe|blank|index_name|(?:col|row)_heading|(?:level|row|col)\d+"
 )
-_INTERVAL = re.compile(r"(\[[-+\d.,]+,) (?=[-+\d.,]+\])")
+_INTERVAL = re.compile(r"(\[[-+\d.,?]+,) (?=[-+\d.,?]+\])")
 
 
 class Outline:
@@ -146,6 +146,11 @@ def _place(heading: Tag, outline: Outline | None) -> None:
     heading.name = f"h{level}"
 
 
+def unbroken(text: str) -> str:
+    """The text, with intervals before which a line breaks, but not within."""
+    return _INTERVAL.sub("\\1\N{NO-BREAK SPACE}", text)
+
+
 def _make_readable(soup: BeautifulSoup, table: Tag) -> None:
     """Header cells get their scope, words the left side, and a wide table scrolls.
 
@@ -160,8 +165,8 @@ def _make_readable(soup: BeautifulSoup, table: Tag) -> None:
             cell.name = "td"
     for row in table("tr"):
         row.attrs.pop("style", None)  # pandas' alignment
-    for interval in table.find_all(string=_INTERVAL):  # a line breaks before it, not within
-        interval.replace_with(_INTERVAL.sub("\\1\N{NO-BREAK SPACE}", interval))
+    for interval in table.find_all(string=_INTERVAL):
+        interval.replace_with(unbroken(interval))
     if not table.find(rowspan=True) and not table.find("td", colspan=True):
         _align_words(table)
     table.wrap(soup.new_tag("div", attrs={"class": "table", "tabindex": "0"}))

@@ -108,25 +108,21 @@ def _counts(axes: Axes, rows: list[marks.Row], frame: pd.DataFrame) -> None:
     """Rate per GPU, or cost, of the best split and of aggregated instances, by number of GPUs."""
     unit, currency = frame.attrs["unit"], frame.attrs["currency"]
     counts = sorted({row["gpus"] for row in rows})
-    tops: list[float] = []
+    best: dict[bool, dict[int, tuple[float, str]]] = {True: {}, False: {}}
+    for row in sorted(rows, key=lambda row: row["rate_per_s"]):  # the best of each kind is last
+        if row["rate_per_s"] > 0:
+            y = row["cost"] if currency else row["rate_per_s"] / row["gpus"]
+            best[row["split"]][row["gpus"]] = y, row["topology"]
+    tops = [y for one in best.values() for y, _ in one.values()]
     for split, colour, marker in ((True, marks.BLUE, "o"), (False, marks.BLACK, "s")):
-        found = []
-        for count in counts:
-            of_kind = [r for r in rows if r["gpus"] == count and r["split"] == split]
-            known = [row for row in of_kind if row["rate_per_s"] > 0]
-            if known:
-                best = max(known, key=lambda row: row["rate_per_s"])
-                found.append((count, best["cost"] if currency else best["rate_per_s"] / count,
-                              best["topology"]))  # fmt: skip
-        if not found:
-            continue
-        xs, ys, names = zip(*found, strict=True)
-        tops += ys
-        axes.plot(xs, ys, color=colour, marker=marker, markerfacecolor="white", markersize=7,
-                  markeredgewidth=1.8, linewidth=1.4)  # fmt: skip
-        for x, y, name in zip(xs, ys, names, strict=True):
-            axes.annotate(name, (x, y), xytext=(0, 8), textcoords="offset points", size=10,
-                          ha="center", color=colour,
+        mine, others = (dict(sorted(best[kind].items())) for kind in (split, not split))
+        axes.plot(list(mine), [y for y, _ in mine.values()], color=colour, marker=marker,
+                  markerfacecolor="white", markersize=7, markeredgewidth=1.8,
+                  linewidth=1.4)  # fmt: skip
+        for x, (y, name) in mine.items():
+            below = x in others and (y, split) < (others[x][0], not split)
+            axes.annotate(name, (x, y), xytext=(0, -8 if below else 8), textcoords="offset points",
+                          size=10, ha="center", va="top" if below else "bottom", color=colour,
                           rotation=90 if len(counts) > _MOST_NAMED else 0)  # fmt: skip
     axes.set_title("best split, and aggregated")
     axes.set_xticks(counts)
