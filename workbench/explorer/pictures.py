@@ -137,7 +137,13 @@ def set_axis(axis: Any, label: str, values: Values) -> None:
     """Label and scale of an axis for these values."""
     kind = axis_type(values)
     title = f"{label} (log scale)" if kind == "log" else label
-    axis.update(title={"text": title}, type=kind, autorange=True)
+    # Plotly names 2 to 9 between powers of ten by digits alone, above each other.
+    ticks = [m * 10.0**n for n in range(-9, 10) for m in (1, 2, 5)] if kind == "log" else None
+    axis.update(
+        title={"text": title}, type=kind, autorange=True,
+        tickmode="array" if ticks else "auto", tickvals=ticks,
+        ticktext=[f"{each:,g}" for each in ticks] if ticks else None,
+    )  # fmt: skip
 
 
 def scatter(points: int) -> type[Any]:

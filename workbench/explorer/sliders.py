@@ -18,7 +18,7 @@ from workbench.report.figures import predicted_rates
 from workbench.report.numbers import number
 from workbench.report.templating import labelled
 from workbench.topology import ALL_TOPOLOGIES
-from workbench.whatif.prediction import SATURATED, Prediction, interval
+from workbench.whatif.prediction import SATURATED, Prediction, level
 from workbench.whatif.profile import Profile
 from workbench.whatif.rate_curve import DRAWS, Quick, quick
 
@@ -168,7 +168,7 @@ def _tables(found: Quick) -> str:
     free = [part for part, most in closed.highest_per_s.items() if most == inf]
     told = f"<p>The profile shows no limit for: {', '.join(free)}.</p>" if free else ""
     return (
-        f"<table><caption>Prediction [{interval(DRAWS)}]</caption><tr><th></th>{heads}</tr>"
+        f"<table><caption>Prediction [{level(DRAWS)} interval]</caption><tr><th></th>{heads}</tr>"
         f"{''.join(lines)}</table>{''.join(refused)}"
         f"<table><caption>Utilisation of {found.prediction.topology}</caption>{''.join(bars)}"
         f"</table>{told}"

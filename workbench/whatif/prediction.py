@@ -120,11 +120,15 @@ def predict(profile: Profile, params: PdSweep, topology: Topology) -> Prediction
     return predict_case(case_of(profile, params, topology), draws=RESAMPLES)
 
 
+def level(draws: int) -> str:
+    """The level of the range of the first draw and `draws` more, as a prediction interval: of n
+    values (n - 1) / (n + 1)."""
+    return percent(draws / (draws + 2))
+
+
 def interval(draws: int) -> str:
-    """What the range of the first draw and `draws` more is: of n values, a prediction interval of
-    (n - 1) / (n + 1)."""
-    level = 100 * draws / (draws + 2)
-    return f"{level:.0f} % prediction interval (range of {draws + 1} simulations)"
+    """What that range is."""
+    return f"{level(draws)} prediction interval (range of {draws + 1} simulations)"
 
 
 def predict_case(case: Case, *, draws: int, compared: bool = True) -> Prediction:
