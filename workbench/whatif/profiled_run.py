@@ -65,7 +65,9 @@ async def run_and_predict(
         except ResultError as error:
             said = f"No predictions: {error}."
     result = await run(plan, echo=echo, on_record=on_record)
-    return _with_predictions(result, profile, said)
+    if profile is None:
+        return _written(result, replace(result.run, profile=said))
+    return _with_predictions(result, profile, _home(profiling))
 
 
 def with_fits(result: Result) -> tuple[Result, Profile]:
@@ -74,8 +76,7 @@ def with_fits(result: Result) -> tuple[Result, Profile]:
     Raises ResultError as `profile_of` does.
     """
     profile = profile_of(result)
-    profile.write(result.folder)
-    return _written(result, replace(result.run, fits=_fits(profile))), profile
+    return _written(result, replace(result.run, fits=_fits(profile)), profile), profile
 
 
 def forget_profile(params: PdSweep) -> None:
@@ -99,14 +100,15 @@ def _kept(profiling: ExperimentPlan) -> Profile | None:
     return None if found.changed_versions else found
 
 
-def _written(result: Result, facts: RunFacts) -> Result:
+def _written(result: Result, facts: RunFacts, profile: Profile | None = None) -> Result:
+    if profile is not None:
+        path = profile.write(result.folder)
+        facts = replace(facts, files={**facts.files, "profile": path.name})
     RunFolder(home=result.folder, attempt=result.folder).write_facts(facts)
     return replace(result, run=facts)
 
 
-def _with_predictions(result: Result, profile: Profile | None, said: str) -> Result:
-    if profile is None:
-        return _written(result, replace(result.run, profile=said))
+def _with_predictions(result: Result, profile: Profile, profiled: Path) -> Result:
     try:
         checks = held_out(profile, result, skip_refused=True)
     except WorkbenchError:  # nothing was held out, or every prediction is refused below
@@ -124,7 +126,6 @@ def _with_predictions(result: Result, profile: Profile | None, said: str) -> Res
         predicted += _rows(found, checks)
         for doubt in found.doubts:
             doubts.setdefault(doubt, []).append(str(topology))
-    profile.write(result.folder)
     every = {row.topology for row in predicted if not row.refused}
     more = [_DOUBT.format(doubt) for doubt in profile.doubts]
     for doubt, topologies in doubts.items():
@@ -132,14 +133,13 @@ def _with_predictions(result: Result, profile: Profile | None, said: str) -> Res
         more.append(_DOUBT.format(where + doubt))
     facts = replace(
         result.run,
-        profile=_about(profile, result.folder.parent.parent / "profile" / profile.run_id),
+        profile=_about(profile, profiled),
         fits=_fits(profile),
         predictions=tuple(predicted),
         held_out=tuple(row for check in checks for row in _compared(check)),
         doubts=(*result.run.doubts, *more),
-        files={**result.run.files, "profile": "profile.json"},
     )
-    return _written(result, facts)
+    return _written(result, facts, profile)
 
 
 def _about(profile: Profile, folder: Path) -> str:
