@@ -13,6 +13,7 @@ import ipywidgets as widgets
 from workbench.errors import WorkbenchError
 from workbench.explorer import pictures
 from workbench.explorer.style import style
+from workbench.explorer.widget import Widget
 from workbench.report.figures import predicted_rates
 from workbench.report.numbers import number
 from workbench.report.templating import labelled
@@ -34,7 +35,7 @@ _LINK = 4
 """The bandwidth moves so far to both sides, in powers of two."""
 
 
-class Sliders(widgets.VBox):  # type: ignore[misc]
+class Sliders(Widget):
     """A prediction that is made again when its load, its link or its topology changes."""
 
     def __init__(self, profile: Profile, values: Mapping[str, Any]) -> None:
@@ -59,7 +60,6 @@ class Sliders(widgets.VBox):  # type: ignore[misc]
                 self.drawing,
             ]
         )
-        self.add_class("workbench")
         self.predict()
 
     def _controls(self) -> Iterator[tuple[str, Any]]:

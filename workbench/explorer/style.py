@@ -32,7 +32,8 @@ def style() -> str:
 .wb-drawing svg {{ width: 100%; min-width: 560px; height: auto; }}
 /* VS Code lays widgets on white, in the colours of a light JupyterLab, under every theme. */
 {_VSCODE_DARK} :is(.workbench, .cell-output-ipywidget-background:has(.workbench)) {{
-  background: var(--vscode-notebook-editorBackground, var(--vscode-editor-background)) !important; }}
+  background: var(--vscode-notebook-editorBackground, var(--vscode-editor-background))
+  !important; }}
 {_VSCODE_DARK} .workbench {{ color-scheme: dark;
   --jp-ui-font-color1: var(--vscode-editor-foreground);
   --jp-content-font-color1: var(--jp-ui-font-color1); --jp-widgets-color: var(--jp-ui-font-color1);
@@ -44,7 +45,9 @@ def style() -> str:
   --jp-widgets-slider-handle-background-color: var(--vscode-editor-background);
   --jp-layout-color1: var(--vscode-editor-background); --jp-layout-color2: #7f8c9933;
   --jp-layout-color3: #7f8c9966; --jp-border-color1: #7f8c99;
-  --jp-border-color2: var(--vscode-panel-border); --jp-error-color1: var(--vscode-errorForeground); }}
+  --jp-border-color2: var(--vscode-panel-border);
+  --jp-error-color1: var(--vscode-errorForeground); }}
+{_VSCODE_DARK} .workbench .widget-dropdown > select {{ appearance: auto; background-image: none; }}
 /* As on a dark report page: the lightness of a drawing made for white is turned round, its hues
    stay. What is saved keeps the colours for white. */
 {_DARK} .workbench :is(.js-plotly-plot, .our-chart) {{ filter: invert(1) hue-rotate(180deg);
