@@ -26,14 +26,19 @@ def test_the_first_picture_has_everything_that_is_drawn(explorer):
 
 def clicks(explorer, trace, points):
     """What the browser sends after a click."""
-    data = explorer.figure.data[trace]
+    tells(explorer, "plotly_click", [(trace, point) for point in points])
+
+
+def tells(explorer, event, marks):
+    """What the browser sends of points, each of a trace."""
+    data = explorer.figure.data
     explorer.figure._js2py_pointsCallback = {
-        "event_type": "plotly_click",
+        "event_type": event,
         "points": {
-            "trace_indexes": [trace] * len(points),
-            "point_indexes": list(points),
-            "xs": [data.x[point] for point in points],
-            "ys": [data.y[point] for point in points],
+            "trace_indexes": [trace for trace, _ in marks],
+            "point_indexes": [point for _, point in marks],
+            "xs": [data[trace].x[point] for trace, point in marks],
+            "ys": [data[trace].y[point] for trace, point in marks],
         },
         "device_state": None,
         "selector": None,
@@ -123,6 +128,19 @@ def test_a_brush_of_the_distribution_selects_the_rows_in_its_box(explorer):
     sizes = np.bincount(side.series)
     assert list(np.bincount(side.series[side.brushed])) == list(sizes // 2)
     assert drawn_in_lines(explorer) == side.brushed.sum()
+
+
+def test_the_browser_redraws_once_for_the_points_of_a_brush(explorer):
+    sent = []
+    for name in ("_py2js_restyle", "_py2js_update"):
+        explorer.figure.observe(lambda change: change["new"] and sent.append(change["new"]), name)
+    tells(explorer, "plotly_selected", [(trace, 0) for trace in range(2, 21)])
+    assert len(sent) == 1
+    assert all(line.selectedpoints == (0,) for line in explorer.figure.data[2:])
+
+
+def test_where_the_widget_is_gone_its_text_says_what_to_do(explorer):
+    assert "Run this cell again" in explorer._repr_mimebundle_()["text/plain"]
 
 
 def test_a_brush_without_a_point_says_so_and_can_be_cleared(explorer):

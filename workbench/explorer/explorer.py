@@ -26,6 +26,7 @@ from workbench.explorer.sampling import (
 )
 from workbench.explorer.sources import Source
 from workbench.explorer.style import style
+from workbench.explorer.widget import Widget
 
 _LISTED = 50
 _SIDES = ("A", "B")
@@ -63,7 +64,7 @@ class _Side:
         return self.chosen if self.brushed is None else self.chosen & self.brushed
 
 
-class Explorer(widgets.VBox):  # type: ignore[misc]
+class Explorer(Widget):
     """Explores one source, or two side by side."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
@@ -116,7 +117,6 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
                 self.page,
             ]
         )
-        self.add_class("workbench")
 
     def _panels(self) -> go.Figure:
         """The figure with all traces, empty: per side and series two of points, one line."""

@@ -23,6 +23,7 @@ from workbench.explorer.fields import Field, as_text, checked, fields_of, named_
 from workbench.explorer.running import Planned, Seen, last_log_lines, logs_folder, planned
 from workbench.explorer.sources import source_of
 from workbench.explorer.style import style
+from workbench.explorer.widget import Widget
 
 PLAN_AFTER_S = 0.5
 """The plan is updated when nothing was typed for so long."""
@@ -32,7 +33,7 @@ _LIVE_POINTS = 5_000
 _LAST_LINES = 12
 
 
-class Form(widgets.VBox):  # type: ignore[misc]
+class Form(Widget):
     """A form for one notebook. `result` is that of the last run, None before one succeeds.
 
     The run is a task of the notebook's event loop, as `await wb.run(plan)` in a cell would be.
@@ -83,7 +84,6 @@ class Form(widgets.VBox):  # type: ignore[misc]
                 self.below,
             ]
         )
-        self.add_class("workbench")
         self.check()
 
     def _groups(self) -> list[Any]:

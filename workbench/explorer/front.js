@@ -1,9 +1,19 @@
-// Arrow keys in a list must reach it: JupyterLab would move to another cell.
+// Keys pressed in a widget belong to it: JupyterLab and VS Code would move to another cell.
+function keepKeys(root) {
+  const keep = ({ target }) => target.setAttribute("data-lm-suppress-shortcuts", "true");
+  root.addEventListener("focusin", keep);
+  // VS Code listens at the window of its outputs. Escape and keys with Ctrl still reach it.
+  const plain = /^(.|Enter|Arrow.*|Home|End|Page.*|Backspace|Delete)$/;
+  root.addEventListener("keydown", (event) => {
+    const { key, ctrlKey, altKey, metaKey } = event;
+    if (plain.test(key) && !(ctrlKey || altKey || metaKey)) event.stopPropagation();
+  });
+}
+
 function prepare(el) {
   const root = el.closest(".workbench");
-  const keep = ({ target }) => target.setAttribute("data-lm-suppress-shortcuts", "true");
   if (root) {
-    root.addEventListener("focusin", keep);
+    keepKeys(root);
     keepFocus(root);
     // Plotly fits a figure to its place when the window changes, but not when it first appears.
     new ResizeObserver(() => window.dispatchEvent(new Event("resize"))).observe(root);

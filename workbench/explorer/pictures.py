@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,13 @@ class _Board(go.FigureWidget):  # type: ignore[misc]
         super()._handler_js2py_relayout(change)
         if isinstance(boxes, list) and self.on_boxes is not None:
             self.on_boxes([box for box in boxes if isinstance(box, Mapping)])
+
+    @traitlets.observe("_js2py_pointsCallback")  # type: ignore[untyped-decorator]
+    def _handler_js2py_pointsCallback(self, change: Any) -> None:
+        """Mark the points of all traces at once: one by one, the browser redraws for each."""
+        brushed = change["new"] and change["new"]["event_type"] == "plotly_selected"
+        with self.batch_update() if brushed else nullcontext():
+            super()._handler_js2py_pointsCallback(change)
 
 
 def panels(rows: int, cols: int, specs: Sequence[Sequence[Any]], **options: Any) -> go.Figure:

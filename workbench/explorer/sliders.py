@@ -14,6 +14,7 @@ from workbench.errors import WorkbenchError
 from workbench.experiment.result.predicted import METRICS
 from workbench.explorer import pictures
 from workbench.explorer.style import style
+from workbench.explorer.widget import Widget
 from workbench.report.figures import predicted_rates
 from workbench.report.numbers import number
 from workbench.report.templating import labelled
@@ -30,7 +31,7 @@ _LINK = 4
 """Range of the bandwidth slider to each side, in powers of two."""
 
 
-class Sliders(widgets.VBox):  # type: ignore[misc]
+class Sliders(Widget):
     """A prediction that is updated when its load, link or topology changes."""
 
     def __init__(self, profile: Profile, values: Mapping[str, Any]) -> None:
@@ -55,7 +56,6 @@ class Sliders(widgets.VBox):  # type: ignore[misc]
                 self.drawing,
             ]
         )
-        self.add_class("workbench")
         self.predict()
 
     def _controls(self) -> Iterator[tuple[str, Any]]:

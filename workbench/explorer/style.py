@@ -5,7 +5,8 @@ from __future__ import annotations
 _TEXT = "var(--jp-ui-font-color1, var(--vscode-editor-foreground, #1b2430))"
 _RULE = "var(--jp-border-color2, var(--vscode-panel-border, #cfd6dd))"
 _WRONG = "var(--jp-error-color1, var(--vscode-errorForeground, #b3261e))"
-_DARK = ":is([data-jp-theme-light=false], .vscode-dark)"
+_VSCODE_DARK = ":is(.vscode-dark, [data-vscode-theme-kind=vscode-high-contrast])"
+_DARK = f":is([data-jp-theme-light=false], {_VSCODE_DARK})"
 
 
 def style() -> str:
@@ -29,6 +30,24 @@ def style() -> str:
 .wb-bar span, .workbench td i {{ box-shadow: inset 0 0 0 1px #7f8c99; }}
 .wb-drawing {{ overflow-x: auto; background: #fff; padding: 6px; max-width: 800px; }}
 .wb-drawing svg {{ width: 100%; min-width: 560px; height: auto; }}
+/* VS Code lays widgets on white, in the colours of a light JupyterLab, under every theme. */
+{_VSCODE_DARK} :is(.workbench, .cell-output-ipywidget-background:has(.workbench)) {{
+  background: var(--vscode-notebook-editorBackground, var(--vscode-editor-background))
+  !important; }}
+{_VSCODE_DARK} .workbench {{ color-scheme: dark;
+  --jp-ui-font-color1: var(--vscode-editor-foreground);
+  --jp-content-font-color1: var(--jp-ui-font-color1); --jp-widgets-color: var(--jp-ui-font-color1);
+  --jp-widgets-label-color: var(--jp-ui-font-color1);
+  --jp-widgets-readout-color: var(--jp-ui-font-color1);
+  --jp-widgets-input-color: var(--vscode-input-foreground);
+  --jp-widgets-input-background-color: var(--vscode-input-background);
+  --jp-widgets-input-border-color: #7f8c99; --jp-widgets-slider-handle-border-color: #7f8c99;
+  --jp-widgets-slider-handle-background-color: var(--vscode-editor-background);
+  --jp-layout-color1: var(--vscode-editor-background); --jp-layout-color2: #7f8c9933;
+  --jp-layout-color3: #7f8c9966; --jp-border-color1: #7f8c99;
+  --jp-border-color2: var(--vscode-panel-border);
+  --jp-error-color1: var(--vscode-errorForeground); }}
+{_VSCODE_DARK} .workbench .widget-dropdown > select {{ appearance: auto; background-image: none; }}
 /* As on a dark report page: the lightness of a drawing made for white is turned round, its hues
    stay. What is saved keeps the colours for white. */
 {_DARK} .workbench :is(.js-plotly-plot, .our-chart) {{ filter: invert(1) hue-rotate(180deg);
