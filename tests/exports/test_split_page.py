@@ -28,6 +28,11 @@ def test_splits_are_printed_and_written_as_page_svg_and_png(ran, tmp_path):
     page = (tmp_path / "splits.html").read_text()
     assert out.splitlines()[0] in page and "Simulated." in page
     assert "workbench predict" in page and page.count("<tr>") == 3
+    for said in (
+        "40 requests (short), prompts of 4,000 tokens, 32 output tokens in each simulation",
+        "Poisson arrivals. Limits: TTFT at most 300 ms and TPOT at most 11.5 ms for 90 % of",
+    ):
+        assert said in out and said in page
     assert (tmp_path / "splits.svg").read_text().startswith("<svg")
     assert (tmp_path / "splits.png").read_bytes().startswith(b"\x89PNG")
 
