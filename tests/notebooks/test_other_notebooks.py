@@ -16,6 +16,7 @@ from nbclient import NotebookClient
 
 from tests.runs import outcomes
 from workbench.hardware.machine import fast_bf16, repository_root
+from workbench.serve.processes.parent import die_with_parent
 from workbench.serve.processes.ports import free_ports
 from workbench.serve.tiny_model import tiny_model
 from workbench.serve.vllm import (
@@ -103,11 +104,14 @@ def somebody_elses_server(tmp_path: Path, nothing_left: str) -> Iterator[str]:
         subprocess.Popen(
             [*program(settings), *instance_argv(settings, role="aggregated", port=port, tp=1)],
             env=os.environ | instance_env("cpu"), stdout=log, stderr=log, start_new_session=True,
+            preexec_fn=die_with_parent,
         ) as server,
     ):  # fmt: skip
-        wait_until_healthy(f"http://127.0.0.1:{port}", server)
-        yield f"http://127.0.0.1:{port}"
-        server.terminate()
+        try:
+            wait_until_healthy(f"http://127.0.0.1:{port}", server)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
 
 
 def wait_until_healthy(url: str, server: subprocess.Popen[bytes]) -> None:

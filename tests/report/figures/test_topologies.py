@@ -190,6 +190,9 @@ def test_predictions_stand_beside_what_was_measured(swept):
     assert "cold, predicted" in shown and "2p4d" in shown
     assert "1p4d lmcache cold, predicted 2,000; 2p4d cold, predicted 1,000." in chart.alt
     assert "4p4d" not in chart.alt and "4p4d" not in shown
+    assert shown.count("2p4d") == 2  # columns of TTFT and throughput: speed-ups are not predicted
+    before = figures.topology_overview(*swept, pd.DataFrame([numbers[2], numbers[0]]))
+    assert words(before).index("2p4d") < words(before).index("1p4d")  # in the order asked for
     assert "Thin, hollow marker: prediction with its 91 % prediction interval" in chart.caption
     assert "(30 requests in 5 rounds)" in chart.caption  # of what was measured
     plain = figures.topology_overview(*swept)

@@ -61,12 +61,12 @@ def topology_overview(
     if not rows:
         return no_data(heading, "no request succeeded.")
     rivals, baselines = baselines_of(summary, comparisons)
-    columns = [arm for arm in marks.unique(rows, "arm") if arm not in baselines]
-    measured = len(columns)  # ratios are not predicted
-    predicted = _predicted(predictions, rows, columns)
-    columns += [arm for arm in marks.unique(predicted, "arm") if arm not in columns]
+    measured = [arm for arm in marks.unique(rows, "arm") if arm not in baselines]
+    predicted = _predicted(predictions, rows, measured)
+    # in the order that was asked for, which the predictions have
+    columns = list(dict.fromkeys([*marks.unique(predicted, "arm"), *measured]))
     rows += [row for row in predicted if row["metric"] == "ttft_s"]
-    names = _column_names(rows, columns, rivals)
+    names = dict(zip(columns, _column_names(rows, columns, rivals), strict=True))
     # A baseline has no column of its own, so a state that only it has is not drawn.
     met = {row["pass"] for row in rows if row["arm"] in columns}
     look = {name: one for name, one in marks.looks(_states(rows)).items() if name in met}
@@ -74,8 +74,9 @@ def topology_overview(
 
     def paint(figure: Figure) -> None:
         for axes, panel in zip(figure.subplots(2, 2).flat, panels, strict=True):
-            wide = len(columns) if panel.key == "median" else measured
-            _panel(axes, panel, columns[:wide], names[:wide], rivals, look)
+            # ratios are not predicted
+            drawn = [arm for arm in columns if panel.key == "median" or arm in measured]
+            _panel(axes, panel, drawn, names, rivals, look)
 
     return draw(
         paint,
@@ -174,7 +175,7 @@ def _panel(
     axes: Axes,
     panel: _Panel,
     columns: Sequence[str],
-    names: Sequence[str],
+    names: Mapping[str, str],
     rivals: Mapping[str, str],
     look: Mapping[str, marks.Look],
 ) -> None:
@@ -217,9 +218,10 @@ def _panel(
     axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.grid(axis="x", visible=False)
     axes.tick_params(axis="x", length=0)
-    widest = max(text_px(line, size=12) for name in names for line in name.split("\n"))
+    said = [names[arm] for arm in columns]
+    widest = max(text_px(line, size=12) for name in said for line in name.split("\n"))
     turned = 90 if widest > _PLOT_PX / len(columns) else 0
-    axes.set_xticks(range(len(columns)), names, rotation=turned, color=marks.BLACK)
+    axes.set_xticks(range(len(columns)), said, rotation=turned, color=marks.BLACK)
     for edge in range(1, len(columns)):
         axes.axvline(edge - 0.5, color=marks.RULE, linewidth=1, zorder=0)
     axes.set_title(panel.title, size=13, pad=9)
