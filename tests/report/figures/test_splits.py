@@ -74,6 +74,11 @@ def test_what_may_be_better_outside_the_profiled_range_is_marked_and_not_joined(
     assert [*joined[:2]] == [10.0, 5.0] and pd.isna(joined[2])
 
 
+def test_a_bar_is_explained_only_where_one_is():
+    said = chart("", [row for row in ROWS if row[0] != "4a"]).caption
+    assert "Mark" not in said and "Arrow: higher rates are outside the profiled range." in said
+
+
 def test_without_open_ends_nothing_is_said_of_them():
     said = chart("", [row for row in ROWS if row[0] in ("1p3d", "1p2d", "1p1d")]).caption
     assert not any(word in said for word in ("Mark", "Arrow", "Not joined", "Cross"))

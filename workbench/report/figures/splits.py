@@ -74,7 +74,7 @@ def _caption(rows: Sequence[marks.Row], frame: pd.DataFrame) -> str:
             f' Mark at the end of its bar: "at least"{most}; the bar reaches the rate at which a'
             " part saturates."
         )
-        * any(row["at_least"] for row in rows)
+        * any(row["at_least"] and isfinite(row["high"]) for row in rows)
         + f" Arrow: higher rates{lower} are outside the profiled range."
         * any(row["rate_per_s"] > 0 and not isfinite(row["high"]) for row in rows)
         + " Not joined: a split of this size that is partly or wholly outside the profiled range"
