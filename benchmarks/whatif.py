@@ -112,7 +112,7 @@ def splits(profile_file: str, output_dir: str) -> None:
         plan = slowed(wb.plan(check_params("pd_sweep", given)))
         result = asyncio.run(wb.run(plan, echo=lambda _: None))
         (got,) = result.run.decisions
-        least = "at least " * bool(row.open_end)
+        least = "at least " * row.at_least
         print(
             f"| {row.topology} | {least}{row.rate_per_s:.3g} [{row.low:.3g}, {row.high:.3g}]"
             f" | {row.limited_by} | {got.met:.3g}, {got.missed:.3g}"

@@ -415,3 +415,27 @@ def test_a_prediction_from_a_profile(tmp_path, capsys):
     assert "2p6d: at most" in out and "within limits" in out and "not checked here" in out
     assert cli.main(["predict", file, "-p", "kv_cache_mib", "64"]) == 2
     assert "kv_cache_mib must be the profile's 256" in capsys.readouterr().err
+
+
+COMPARE, GATE = ("compare", "a", "b"), ("gate", "a", "--against", "b", "--allow", "5%")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((*COMPARE, "--page", "x.txt"), "--page must be a file that ends in .html, got 'x.txt'"),
+        ((*COMPARE, "--figure", "x.png"), "--figure must be a file that ends in .svg, got 'x.png'"),
+        ((*COMPARE, "--page", "none/x.html"), "--page must be a file in an existing folder"),
+        ((*COMPARE, "--page", "made.html"), "--page must be a file, got 'made.html'"),
+        ((*GATE, "--junit", "x.html"), "--junit must be a file that ends in .xml, got 'x.html'"),
+        ((*GATE, "--summary", "none/x"), "--summary must be a file in an existing folder"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_first(words, says, tmp_path, monkeypatch, capsys):
+    """No result is read before: neither `a` nor `b` exists."""
+    monkeypatch.chdir(tmp_path)
+    Path("made.html").mkdir()
+    assert cli.main(words) == (3 if words[0] == "gate" else 2)
+    told = capsys.readouterr()
+    assert says in told.err and "(example: --" in told.err and not told.out
+    assert [file.name for file in tmp_path.iterdir()] == ["made.html"]

@@ -88,6 +88,8 @@ def index(options: argparse.Namespace) -> int:
 
 def compare(options: argparse.Namespace) -> int:
     """Compare results, side by side or by ratios."""
+    check_file("--page", options.page, "compare.html")
+    check_file("--figure", options.figure, "ratios.svg")
     from workbench.report.comparing.comparison import compare_results
     from workbench.report.comparing.comparison_page import comparison_page
 
@@ -112,6 +114,27 @@ def compare(options: argparse.Namespace) -> int:
     return 0
 
 
+def check_file(option: str, file: Path | None, example: str) -> None:
+    """Raises ParameterError for a file of this option that cannot be written, before anything is
+    computed: another suffix than that of `example`, no such folder, or a folder.
+
+    An example without a suffix allows any.
+    """
+    if file is None:
+        return
+    suffix, allowed = Path(example).suffix, ""
+    if suffix and file.suffix.lower() != suffix:
+        allowed = f"a file that ends in {suffix}"
+    elif file.is_dir():
+        allowed = "a file"
+    elif not file.parent.is_dir():
+        allowed = "a file in an existing folder"
+    elif not os.access(file if file.exists() else file.parent, os.W_OK):
+        allowed = "a file that you may write"
+    if allowed:
+        raise ParameterError(must_be(option, allowed, str(file), f"{option} {example}"))
+
+
 def _write(file: Path, text: str, *, append: bool = False) -> None:
     """Write a file that was asked for, and print its name. Raises ParameterError."""
     try:
@@ -124,6 +147,8 @@ def _write(file: Path, text: str, *, append: bool = False) -> None:
 
 def gate(options: argparse.Namespace) -> int:
     """Judge a run against a baseline; the outcome is the exit status."""
+    check_file("--junit", options.junit, "gate.xml")
+    check_file("--summary", options.summary, "summary")
     from workbench.experiment.between.regression import allowed_loss, judge
     from workbench.experiment.result.result import load_result
     from workbench.report.comparing import gate_report
@@ -191,9 +216,11 @@ def _splits(options: argparse.Namespace, given: dict[str, Any]) -> int:
     if options.measured:
         example = "workbench predict profile.json --measured RUN"
         raise ParameterError(unused("--measured", options.measured[0], "--splits", example))
-    found = highest_rates(read_profile(options.profile), given, options.splits)
-    print(*split_lines(found), "", sep="\n")
+    profile = read_profile(options.profile)
     page = options.page or options.profile.with_name(PAGE)
+    check_file("--page", page, PAGE)
+    found = highest_rates(profile, given, options.splits)
+    print(*split_lines(found), "", sep="\n")
     print(*write_split_page(found, page, shlex.join(["workbench", *options.words])), sep="\n")
     return 0
 

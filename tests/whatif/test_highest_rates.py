@@ -1,14 +1,22 @@
 from dataclasses import replace
-from math import inf
+from math import inf, nan
 
 import pytest
 
 from tests.whatif.known import COSTS, known_profile
 from workbench.errors import ParameterError, PlanError
-from workbench.topology import TensorParallel
+from workbench.topology import TensorParallel, Topology
 from workbench.whatif import highest_rates as rates
-from workbench.whatif.highest_rates import highest_rates, sentence, topologies_of, verdicts
-from workbench.whatif.prediction import SATURATED
+from workbench.whatif.highest_rates import (
+    Highest,
+    Served,
+    highest_rates,
+    of_draws,
+    sentence,
+    topologies_of,
+    verdicts,
+)
+from workbench.whatif.prediction import SATURATED, case_of
 
 LOAD = {"workload": "short", "prompt_tokens": 4_000, "requests": 60, "ttft_limit_ms": 400}
 PROFILE = known_profile(largest_batch=256)
@@ -41,6 +49,7 @@ def test_a_loose_limit_ends_near_the_saturation_of_prefill():
         row = rows[name]
         assert row.rate_per_s == pytest.approx(SATURATED * count * BOUND_PER_S, rel=0.01)
         assert row.limited_by == "prefill queue" and "saturates at" in row.open_end
+        assert row.at_least and row.rate_per_s == row.low
         assert row.high == pytest.approx(count * BOUND_PER_S)
 
 
@@ -73,6 +82,54 @@ def test_a_limit_that_is_missed_at_any_rate_gives_no_number():
     assert found.frame()["cost"].isna().all()
 
 
+def test_more_decode_instances_do_not_lower_the_rate(monkeypatch):
+    """Prefill limits all three; only a different number of requests would tell them apart."""
+    monkeypatch.setattr(rates, "REQUESTS", 80)
+    load = {name: LOAD[name] for name in ("workload", "prompt_tokens")} | {"ttft_limit_ms": 200}
+    found = highest_rates(PROFILE, load, 4)
+    one = [row.rate_per_s for row in found.served if row.topology.prefill == 1]
+    assert one == sorted(one) and "80 requests" in found.load
+
+
+OUTCOMES = {
+    "median": ([(2.0, 2.1), (3.0, 3.1), (4.0, 4.1)], (3.0, 2.0, 4.0, False)),
+    "one is open": ([(2.0, 2.1), (3.0, 3.1), (9.0, nan)], (3.0, 2.0, BOUND_PER_S, False)),
+    "most are open": ([(2.0, 2.1), (9.0, nan), (9.0, nan)], (2.0, 2.0, BOUND_PER_S, True)),
+    "one misses": ([(0.0, 0.1), (3.0, 3.1), (4.0, 4.1)], (3.0, 0.0, 4.0, False)),
+}
+
+
+def summary(draws):
+    params = PROFILE.params(LOAD | {"rate_per_s": 1.0})
+    topology = Topology.parse("1p1d")
+    case, empty = case_of(PROFILE, params, topology), Served(topology=topology, gpus=2)
+    found = [Highest(draw=0, met=met, missed=missed) for met, missed in draws]
+    return of_draws(case, case.closed_form(), found, {}, empty)
+
+
+@pytest.mark.parametrize("name", OUTCOMES)
+def test_a_rate_and_its_interval_never_contradict_each_other(name):
+    draws, expected = OUTCOMES[name]
+    row = summary(draws)
+    got = row.rate_per_s, row.low, row.high, row.at_least
+    assert got == pytest.approx(expected)
+    assert bool(row.open_end) == (row.high == pytest.approx(BOUND_PER_S))
+
+
+def test_a_rate_between_nothing_and_the_unknown_is_not_resolved():
+    row = summary([(0.0, 0.1), (9.0, nan), (9.0, nan)])
+    assert row.refused.startswith("not resolved: 1 of 3 simulations miss the limits at every rate")
+    assert not row.rate_per_s > 0 and not row.missed
+
+
+def test_an_at_least_rate_costs_at_most_and_is_not_said_to_be_limited():
+    found, _ = by_name(ttft_limit_ms=60_000, gpu_hour_price="4 USD")
+    assert "at least" in sentence(found) and "limited by" not in sentence(found)
+    assert "1p1d at most " in verdicts(found)[-1]
+    row = found.frame().query("topology == '1p1d'").iloc[0]
+    assert row["cost"] == row["cost_high"]
+
+
 @pytest.mark.parametrize(("largest", "tokens"), [(2.0, 400), (5.0, 64)])
 def test_beyond_the_profiled_batches_there_is_no_number(largest, tokens):
     _, rows = by_name(3, known_profile(largest_batch=largest), output_tokens=tokens)
@@ -87,11 +144,12 @@ def test_beyond_the_profiled_batches_there_is_no_number(largest, tokens):
 def test_the_sentence_names_the_best_and_what_limits_it_and_the_cost():
     found, rows = by_name(3, gpu_hour_price="4 USD")
     said = sentence(found)
-    assert said.startswith("3 instances: ") and "limited by " in said
+    assert said.startswith("3 instances: ")
     assert "3a" in said and any(name in said for name in ("1p2d", "2p1d"))
     plain = rows["3a"]
     per_hour = 3600 * plain.rate_per_s * 32
-    assert f"3a {4 * 3 / per_hour * 1e6:.3g}" in verdicts(found)[-1]
+    cost = f"{4 * 3 / per_hour * 1e6:.3g}"
+    assert f"3a {'at most ' * plain.at_least}{cost}" in verdicts(found)[-1]
 
 
 @pytest.mark.parametrize(

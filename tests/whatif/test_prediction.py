@@ -192,6 +192,16 @@ def test_the_page_says_what_was_not_checked(tmp_path):
     assert page.count("not checked here") == 4 and "p99: not predicted" in page
     assert "Pollaczek-Khinchine" in page
     assert (
+        "40 requests (short), prompts of 4,000 tokens, 32 output tokens; open loop, Poisson at 3"
+        in page
+    )
+
+
+def test_the_page_says_the_limits_and_the_fraction_that_must_meet_them(tmp_path):
+    given = {"topology": "1p2d", "rate_per_s": "1", "ttft_limit_ms": "500", "limits_share": "0.999"}
+    page = prediction_page(PROFILE.write(tmp_path), LOAD | given)
+    assert "  limits: TTFT at most 500 ms for 99.9 % of requests\n" in page
+    assert (
         "differ from their fit, in the median: prefill 0 %, decode step 0 %, transfer 0 %" in page
     )
 

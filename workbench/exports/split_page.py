@@ -7,14 +7,15 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import ParameterError, must_be
+from workbench.errors import ParameterError
 from workbench.exports.drawings import png_of
 from workbench.report.figures import splits as draw_splits
 from workbench.report.markup import unbroken
 from workbench.report.numbers import number
 from workbench.report.templating import fill, labelled
 from workbench.whatif.highest_rates import DRAWS, Splits, sentence, verdicts
-from workbench.whatif.prediction import interval
+from workbench.whatif.load_text import share_text
+from workbench.whatif.prediction import level
 
 PAGE = "splits.html"
 _UNCHECKED = "Predicted, not measured. No held-out run has checked these numbers."
@@ -26,6 +27,7 @@ def split_lines(found: Splits) -> Iterator[str]:
     heads = _heads(found)
     yield sentence(found)
     yield from verdicts(found)
+    yield f"{found.load}."
     yield _UNCHECKED
     yield from (f"Doubt: {doubt}" for doubt in found.doubts)
     yield ""
@@ -38,24 +40,23 @@ def split_lines(found: Splits) -> Iterator[str]:
 def write_split_page(found: Splits, file: Path, command: str) -> list[Path]:
     """Write the page, and its figure as SVG and PNG into the same folder; returns the three paths.
 
-    `command` repeats the prediction. Raises ParameterError for a file that is no page, or cannot
-    be written.
+    `command` repeats the prediction. Raises ParameterError for a file that cannot be written.
     """
-    if file.suffix != ".html":
-        raise ParameterError(must_be("--page", "a file that ends in .html", str(file), PAGE))
     chart = draw_splits(found.frame(), sentence(found))
     page = fill(
         "splits.html.j2",
         heading=sentence(found),
         profile=found.profile.run_id,
         simulated=found.profile.simulated,
-        sentences=[*verdicts(found), _UNCHECKED],
+        sentences=[*verdicts(found), f"{found.load}.", _UNCHECKED],
         doubts=found.doubts,
         figure={"svg": labelled(chart.svg, chart.alt), "caption": chart.caption},
         heads=_heads(found),
         rows=[[unbroken(cell) for cell in row] for row in _rows(found)],
         command=command,
-        interval=interval(DRAWS),
+        simulations=DRAWS + 1,
+        level=level(DRAWS),
+        share=share_text(found.params),
     )
     contents = {".html": page.encode(), ".svg": _file_svg(chart.svg), ".png": png_of(chart.svg)}
     paths = []
@@ -85,12 +86,12 @@ def _rows(found: Splits) -> Iterator[list[str]]:
     """The cells of each topology's row; without a rate, a hyphen and the reason."""
     frame = found.frame()
     for row in frame.to_dict("records"):
-        costs = [_with_interval(row, "cost", "cost_low", "cost_high")]
+        costs = [
+            "at most " * row["at_least"] + _with_interval(row, "cost", "cost_low", "cost_high")
+        ]
         yield [
             str(row["gpus"]), row["topology"],
-            ("at least " if row["open_end"] else "") + _with_interval(
-                row, "rate_per_s", "low", "high"
-            ),
+            "at least " * row["at_least"] + _with_interval(row, "rate_per_s", "low", "high"),
             row["limited_by"] or "-", *(costs if frame.attrs["currency"] else ()),
             row["refused"] or row["open_end"],
         ]  # fmt: skip

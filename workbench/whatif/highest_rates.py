@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import floor, inf, isnan, log10, nan
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,13 @@ from tqdm import tqdm
 from workbench.errors import ParameterError, PlanError, must_be, needs, unused
 from workbench.experiment.plan.engine_setup import engine_of
 from workbench.experiment.plan.offered_load.loads import latency_limits
-from workbench.experiment.plan.offered_load.search import Limits, Point, Search
+from workbench.experiment.plan.offered_load.search import Point, Search
 from workbench.experiment.plan.offered_load.traffic import workload_of
 from workbench.params.pd_sweep import PdSweep
 from workbench.params.price import Price
 from workbench.topology import TensorParallel, Topology
-from workbench.whatif.model.closed_form import ENGINE_STEPS
+from workbench.whatif.load_text import limits_text, requests_text
+from workbench.whatif.model.closed_form import ENGINE_STEPS, ClosedForm
 from workbench.whatif.model.costs import Costs
 from workbench.whatif.model.simulation import Simulated
 from workbench.whatif.prediction import (
@@ -36,8 +38,9 @@ if TYPE_CHECKING:
 
 DRAWS = 10
 """Draws after the first one, for the interval of a highest rate."""
-REQUESTS_PER_GPU = 100
-"""Requests in a simulation, per GPU, unless `requests` is set."""
+REQUESTS = 1000
+"""Requests in a simulation, unless `requests` is set. As many for each topology: a queue is empty
+at first, so a short run meets limits at a rate that a long one does not."""
 MOST_GPUS = 16
 _RESOLUTION = 0.05
 _LOWEST = 0.02
@@ -55,14 +58,19 @@ class Served:
     topology: Topology
     gpus: int
     rate_per_s: float = nan
+    """The median of the draws; if it is `at_least`, the rate at which all draws meet the limits."""
     low: float = nan
     high: float = nan
-    """If higher rates are not predicted: the rate at which a part saturates, or infinity."""
+    """If a draw meets the limits at the highest predicted rate: the rate at which a part saturates,
+    or infinity."""
+    at_least: bool = False
+    """Whether most draws meet the limits at the highest predicted rate: the median is unknown."""
     limited_by: str = ""
     """The part that is too slow at a higher rate: prefill queue, prefill time, link, decode KV,
     decode steps, engine steps; or the profiled range."""
     open_end: str = ""
-    """Why higher rates are not predicted, although they might meet the limits too."""
+    """How many draws meet the limits at the highest predicted rate, and why nothing is predicted
+    above it; empty if none does."""
     refused: str = ""
     missed: bool = False
     """Whether there is no rate because the limits are missed at every rate."""
@@ -83,6 +91,8 @@ class Splits:
     params: PdSweep
     gpus: int
     served: tuple[Served, ...]
+    load: str
+    """The simulated requests, their arrivals and the limits, in words."""
 
     @property
     def unit(self) -> str:
@@ -117,6 +127,7 @@ class Splits:
                 "split": row.topology.disaggregated,
                 "gpus": row.gpus,
                 "rate_per_s": row.rate_per_s,
+                "at_least": row.at_least,
                 "low": row.low,
                 "high": row.high,
                 "limited_by": row.limited_by,
@@ -131,7 +142,7 @@ class Splits:
         )
         frame.attrs |= {
             "unit": self.unit, "gpus": self.gpus, "simulated": self.profile.simulated,
-            "currency": price.currency if price else "", "limits": str(latency_limits(self.params)),
+            "currency": price.currency if price else "", "limits": limits_text(self.params),
             "interval": interval(DRAWS),
         }  # fmt: skip
         return frame
@@ -158,19 +169,25 @@ def highest_rates(profile: Profile, given: Mapping[str, Any], gpus: int) -> Spli
     if params.instances_per_gpu > 1:
         raise PlanError(must_be("instances_per_gpu", "1 with --splits", params.instances_per_gpu,
                                 "workbench profile -p instances_per_gpu 1"))  # fmt: skip
+    if "requests" not in given and params.workload not in _OF_A_FILE:
+        params = replace(params, requests=REQUESTS)
     settings, model, _ = engine_of(params)
     per_instance = settings.gpus(params.tp) if settings else params.tp
+    workload = workload_of(params, settings, model).sample
     served: list[Served] = []
     for count in tqdm(range(2, gpus + 1), unit="size", disable=None, leave=False):
-        topologies = list(topologies_of(count, per_instance))
-        sized = params
-        if "requests" not in given and params.workload not in _OF_A_FILE:
-            sized = replace(params, requests=REQUESTS_PER_GPU * count)
-        workload = workload_of(sized, settings, model).sample if topologies else None
-        for topology in topologies:
-            case = case_of(profile, sized, topology, workload=workload)
+        for topology in topologies_of(count, per_instance):
+            case = case_of(profile, params, topology, workload=workload)
             served.append(replace(_served(case), gpus=count))
-    return Splits(profile=profile, params=params, gpus=gpus, served=tuple(served))
+    prompts, outputs = zip(
+        *((request.prompt_tokens, request.max_tokens) for request in workload.requests),
+        strict=True,
+    )
+    load = (
+        f"{requests_text(params, prompts, outputs)} in each simulation,"
+        f" {params.arrival_kind.capitalize()} arrivals. Limits: {limits_text(params)}"
+    )
+    return Splits(profile=profile, params=params, gpus=gpus, served=tuple(served), load=load)
 
 
 def topologies_of(gpus: int, per_instance: TensorParallel) -> Iterator[Topology]:
@@ -184,66 +201,107 @@ def topologies_of(gpus: int, per_instance: TensorParallel) -> Iterator[Topology]
         yield Topology(aggregated=aggregated)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Highest:
+    """The highest rate of one draw within the limits, as its search found it."""
+
+    draw: int
+    met: float
+    """0 if the limits are missed at every rate."""
+    missed: float
+    """The next higher rate that was tried; NaN if none is predicted."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the limits are met at the highest predicted rate."""
+        return isnan(self.missed)
+
+
 def _served(case: Case) -> Served:
     """The highest rate of one topology, with its interval and what limits it."""
-    limits = latency_limits(case.params)
-    bound_per_s = case.closed_form().bound_per_s
-    top_per_s = _floored(SATURATED * bound_per_s)
+    limits, closed = latency_limits(case.params), case.closed_form()
+    bound_per_s = closed.bound_per_s
+    lowest_per_s, top_per_s = _LOWEST * bound_per_s, _floored(SATURATED * bound_per_s)
     seen: dict[float, Prediction] = {}
+    """The first draw, which decides what is predicted."""
 
-    def share(rate_per_s: float) -> float:
-        found = predict_case(case.at(rate_per_s), draws=0, compared=False)
-        seen[rate_per_s] = found
-        return found.number("goodput").value
+    def first(rate_per_s: float) -> float:
+        if rate_per_s not in seen:
+            seen[rate_per_s] = predict_case(case.at(rate_per_s), draws=0, compared=False)
+        return seen[rate_per_s].number("goodput").value
+
+    def drawn(draw: int, rate_per_s: float) -> float:
+        known_per_s = max(rate for rate, one in seen.items() if not one.refused)
+        if rate_per_s > known_per_s and isnan(first(rate_per_s)):
+            return nan
+        return case.at(rate_per_s).numbers(draw)["goodput"]
 
     def search(first_per_s: float, top_per_s: float) -> Search:
         return Search(
-            limits=limits, first=first_per_s, bottom=_LOWEST * bound_per_s,
+            limits=limits, first=first_per_s, bottom=lowest_per_s,
             top=top_per_s, resolution=_RESOLUTION, most_points=14,
         )  # fmt: skip
 
-    met = _highest(search(bound_per_s / 2, top_per_s), share)
+    best = _highest(search(bound_per_s / 2, top_per_s), 0, first)
     asked = [request.max_tokens for request in case.workload.requests]
     empty = Served(
         topology=case.topology, gpus=case.topology.instances, output_tokens=sum(asked) / len(asked)
     )
-    above = min((rate for rate in seen if not rate <= met), default=nan)
-    if isnan(met):
-        if seen[above].refused:
-            return replace(empty, refused=seen[above].refused)
-        by = _limited_by(seen[above], limits, case.profile.costs(), alone=True)
-        return replace(empty, refused="limits missed at every rate", limited_by=by, missed=True)
-    found = seen[met]
-    open_end, by = "", found.closed.bottleneck
-    if isnan(above):
-        open_end = f"not predicted above {met:.3g} req/s, because it saturates at {bound_per_s:.3g}"
-    elif seen[above].refused:
-        simulated = seen[above].simulated
-        full = simulated is not None and simulated.stuck  # requests that never got KV space
-        open_end, by = seen[above].refused, "decode KV" if full else _RANGE
-    else:
-        by = _limited_by(seen[above], limits, case.profile.costs())
-    outside = min((rate for rate, one in seen.items() if one.refused), default=inf)
-    ceiling = met if open_end else min(top_per_s, outside)
-    rates = [met]
-    for draw in range(1, DRAWS + 1):
+    if not best.met and best.is_open:
+        return replace(empty, refused=seen[min(seen)].refused)
+    begin_per_s = best.met or min(seen)
+    ceiling_per_s = best.met if best.is_open else top_per_s
+    draws = [best] + [
+        _highest(search(begin_per_s, ceiling_per_s), draw, partial(drawn, draw))
+        for draw in range(1, DRAWS + 1)
+    ]
+    return of_draws(case, closed, draws, seen, replace(empty, doubts=seen[begin_per_s].doubts))
 
-        def drawn(rate_per_s: float, draw: int = draw) -> float:
-            return case.at(rate_per_s).numbers(draw)["goodput"]
 
-        rate = _highest(search(met, ceiling), drawn)
-        rates.append(0.0 if isnan(rate) else rate)
-    high = max(rates)
-    if high >= ceiling:  # higher rates are not predicted, but a saturated part bounds them
-        high = bound_per_s if outside == inf else inf
+def of_draws(
+    case: Case,
+    closed: ClosedForm,
+    draws: Sequence[Highest],
+    seen: Mapping[float, Prediction],
+    empty: Served,
+) -> Served:
+    """What all draws say together."""
+    ranked = sorted(draws, key=lambda one: (one.met, one.is_open))
+    median, of_all = ranked[(len(ranked) - 1) // 2], f"of {len(ranked)} simulations"
+    missed, still = sum(not one.met for one in ranked), sum(one.is_open for one in ranked)
+    if not median.met:
+        some = f" in {missed} {of_all}" * (missed < len(ranked))
+        by = _limited_by(case, median, closed)
+        return replace(
+            empty, refused=f"limits missed at every rate{some}", limited_by=by, missed=True
+        )
+    high, open_end, part = ranked[-1].met, "", closed.bottleneck
+    if still:
+        high = closed.bound_per_s
+        end = f"not predicted above, because it saturates at {high:.3g}"
+        if outside := [rate for rate in seen if seen[rate].refused]:
+            nearest = seen[min(outside)]
+            high, end = inf, nearest.refused
+            stuck = nearest.simulated is not None and nearest.simulated.stuck
+            part = "decode KV" if stuck else _RANGE  # stuck: requests that never got KV space
+        who = f"{still} {of_all}" if still < len(ranked) else f"all {still} simulations"
+        open_end = f"{who} meet the limits at {ranked[-1].met:.3g} req/s; {end}"
+    if median.is_open and missed:
+        return replace(
+            empty, refused=f"not resolved: {missed} {of_all} miss the limits at every rate,"
+            f" {open_end}", limited_by=part,
+        )  # fmt: skip
+    low = ranked[0].met
     return replace(
-        empty, rate_per_s=met, low=min(rates), high=high,
-        limited_by=by, open_end=open_end, doubts=found.doubts,
+        empty, rate_per_s=low if median.is_open else median.met, low=low, high=high,
+        at_least=median.is_open,
+        limited_by=part if median.is_open else _limited_by(case, median, closed),
+        open_end=open_end,
     )  # fmt: skip
 
 
-def _highest(search: Search, share: Callable[[float], float]) -> float:
-    """The highest rate that the search finds within the limits; NaN if none is.
+def _highest(search: Search, draw: int, share: Callable[[float], float]) -> Highest:
+    """What the search finds; `share` is NaN where nothing is predicted.
 
     A rate that is not predicted counts as missed, so the search goes below it.
     """
@@ -252,8 +310,10 @@ def _highest(search: Search, share: Callable[[float], float]) -> float:
         met = share(rate)
         counts = ((1_000_000,), (round(1e6 * met),)) if not isnan(met) else ((), ())
         points.append(Point(load=rate, sent=counts[0], met=counts[1]))
-    within = [p.load for p in points if p.share >= search.limits.share]
-    return max(within, default=nan)
+    best = max((p.load for p in points if p.share >= search.limits.share), default=0.0)
+    above = min((p for p in points if p.load > best), key=lambda p: p.load, default=None)
+    missed = nan if above is None or isnan(above.share) else above.load
+    return Highest(draw=draw, met=best, missed=missed)
 
 
 def _floored(rate_per_s: float) -> float:
@@ -263,32 +323,33 @@ def _floored(rate_per_s: float) -> float:
     return floor(rate_per_s * scale) / scale
 
 
-def _limited_by(found: Prediction, limits: Limits, costs: Costs, *, alone: bool = False) -> str:
-    """The part that makes requests miss the limits; `alone` if they miss them at every rate."""
-    assert found.simulated is not None
-    rows = found.simulated.requests
+def _limited_by(case: Case, found: Highest, closed: ClosedForm) -> str:
+    """The part that makes requests miss the limits at the next higher rate of a draw."""
+    limits, costs = latency_limits(case.params), case.profile.costs(found.draw)
+    simulated = case.at(found.missed).simulated(found.draw)
+    rows = simulated.requests
     late, slow = rows["ttft_s"] > limits.ttft_s, rows["tpot_s"] > limits.tpot_s
-    steps = "decode steps" if found.topology.disaggregated else ENGINE_STEPS
+    steps = "decode steps" if case.topology.disaggregated else ENGINE_STEPS
     if slow.sum() >= late.sum():
         return steps
     missed = rows[late]
     waits_s = {
         "prefill queue": missed["prefill_queue_s"].mean(),
-        "prefill time": missed["prefill_compute_s"].mean() if alone else 0.0,
+        "prefill time": 0.0 if found.met else missed["prefill_compute_s"].mean(),
         "": (missed["transfer_queue_s"] - costs.transfer_of(0)).mean(),
     }
     most = max(waits_s, key=lambda name: waits_s[name])
-    return most or _of_transfer(found, found.simulated, missed, costs)
+    return most or _of_transfer(closed, simulated, missed, costs)
 
 
 def _of_transfer(
-    found: Prediction, simulated: Simulated, missed: pd.DataFrame, costs: Costs
+    closed: ClosedForm, simulated: Simulated, missed: pd.DataFrame, costs: Costs
 ) -> str:
     """What a request waits for between prefill and decode: the link, or room on decode."""
     moving_s = costs.transfer_of(float(missed["prompt_tokens"].mean()), max(simulated.beside))
     if moving_s >= missed["transfer_queue_s"].mean() / 2:
         return "link"
-    parts = found.closed.highest_per_s
+    parts = closed.highest_per_s
     return min(("decode KV", "decode steps"), key=lambda part: parts[part])
 
 
@@ -300,36 +361,40 @@ def sentence(splits: Splits) -> str:
     if not rows:
         return f"{many}: no topology is predicted to meet the limits"
     best, *others = rows
-    said = f"{many}: {best.topology} would serve {_rate(best)} req/s, {_why(best)}"
+    said = f"{many}: {best.topology} would serve {_rate(best)} req/s{_why(best)}"
     for row in others:
-        kind = "best split " if row.topology.disaggregated else ""
-        why = f", {_why(row)}" if kind else ""
-        said += f" ({kind}{row.topology}: {_rate(row)}{why})"
+        split = row.topology.disaggregated
+        said += f" ({'best split ' * split}{row.topology}: {_rate(row)}{_why(row) * split})"
     return said
 
 
 def _why(row: Served) -> str:
-    if row.limited_by == _RANGE:
-        return "where the profiled range ends"
-    return f"limited by {row.limited_by}"
+    """What limits the rate; nothing if the rate may be higher."""
+    return "" if row.at_least else f", limited by {row.limited_by}"
 
 
 def _rate(row: Served) -> str:
-    return f"{'at least ' if row.open_end else ''}{row.rate_per_s:.3g}"
+    return f"{'at least ' * row.at_least}{row.rate_per_s:.3g}"
 
 
 def verdicts(splits: Splits) -> list[str]:
     """Topologies that may be as good as the best one, and the cost per million output tokens."""
-    rows = [row for row in splits.served if row.gpus == splits.gpus and row.rate_per_s > 0]
+    mine = [row for row in splits.served if row.gpus == splits.gpus]
+    rows = [row for row in mine if row.rate_per_s > 0]
     if not rows:
         return []
     best, *others = sorted(rows, key=lambda row: -row.rate_per_s)
     said = []
     if alike := [str(row.topology) for row in others if row.high >= best.low]:
         said.append(f"Not distinguishable from {best.topology}: {', '.join(alike)}.")
+    if unknown := [str(row.topology) for row in mine if row.refused and not row.missed]:
+        said.append(f"No rate, so it may be better or worse: {', '.join(unknown)}.")
     if price := Price.parse(splits.params.gpu_hour_price):
         both = filter(None, (splits.best(splits.gpus), splits.best(splits.gpus, split=False)))
-        costs = [f"{row.topology} {row.cost(price, row.rate_per_s):.3g}" for row in both]
+        costs = [
+            f"{row.topology} {'at most ' * row.at_least}{row.cost(price, row.rate_per_s):.3g}"
+            for row in both
+        ]
         said.append(
             f"Cost of a million output tokens at the highest rate, in {price.currency}:"
             f" {', '.join(costs)}."

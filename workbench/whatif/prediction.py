@@ -88,8 +88,11 @@ class Case:
 
     def numbers(self, draw: int) -> dict[str, float]:
         """The metrics of a draw, with its own seed and resample of the profile."""
-        found = simulate(self.topology, self.load(draw), self.profile.costs(draw))
-        return _numbers(found, latency_limits(self.params))
+        return _numbers(self.simulated(draw), latency_limits(self.params))
+
+    def simulated(self, draw: int) -> Simulated:
+        """The requests of a draw."""
+        return simulate(self.topology, self.load(draw), self.profile.costs(draw))
 
     def closed_form(self, *, compared: bool = False) -> ClosedForm:
         """The highest rates; if `compared`, also queueing theory against a long simulation."""

@@ -9,9 +9,12 @@ from typing import Any
 
 from workbench.experiment.findings.sentences import percent
 from workbench.experiment.load_unit import USERS
+from workbench.experiment.plan.offered_load.traffic import arrivals_of
 from workbench.experiment.result.predicted import METRICS
 from workbench.experiment.result.result import load_result
+from workbench.params.pd_sweep import PdSweep
 from workbench.whatif.held_out import CHECKED, HeldOut, covers, held_out
+from workbench.whatif.load_text import limits_text, requests_text
 from workbench.whatif.prediction import Predicted, Prediction, predict
 from workbench.whatif.profile import Profile, read_profile
 
@@ -35,7 +38,7 @@ def prediction_page(
     lines += map(_checked, checks)
     for topology in params.topologies:
         found = predict(profile, params, topology)
-        lines += ["", *_lines(found, checks)]
+        lines += ["", *_lines(found, params, checks)]
     return "\n".join(lines)
 
 
@@ -79,7 +82,7 @@ def _checked_only(checks: Sequence[HeldOut]) -> str:
     return f"checked on {where} only, worst TTFT error {percent(worst, signed=True)}"
 
 
-def _lines(found: Prediction, checks: Sequence[HeldOut]) -> Iterator[str]:
+def _lines(found: Prediction, params: PdSweep, checks: Sequence[HeldOut]) -> Iterator[str]:
     closed = found.closed
     busy = "" if isnan(closed.utilisation) else f", utilisation {percent(closed.utilisation)}"
     most = f"at most {closed.bound_per_s:.3g} req/s (limit: {closed.bottleneck})"
@@ -88,9 +91,11 @@ def _lines(found: Prediction, checks: Sequence[HeldOut]) -> Iterator[str]:
         yield f"  {found.refused}"
         return
     if found.simulated is not None:
-        prompts = found.simulated.requests["prompt_tokens"]
-        sizes = f"{prompts.min():,} to {prompts.max():,}"
-        yield f"  {len(prompts)} requests with prompts of {sizes} tokens"
+        rows = found.simulated.requests
+        asked = requests_text(params, rows["prompt_tokens"], rows["output_tokens"])
+        yield f"  {asked}; {arrivals_of(params, len(rows)).describe()}"
+        if limits := limits_text(params):
+            yield f"  limits: {limits}"
     unchecked = False
     for one in found.numbers:
         if not isnan(one.value):
