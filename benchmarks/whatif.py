@@ -52,6 +52,7 @@ SHARES = (0.3, 0.6)
 """Rates, as fractions of the highest one of a topology, for prompts that are not shared."""
 SEED, REQUESTS = 7, 60
 SPLIT_GPUS, SPLIT_LIMITS = 3, {"ttft_limit_ms": 800.0, "tpot_limit_ms": 45.0}
+SPLIT_REQUESTS = 200
 COLUMNS = (
     *("topology", "rate, 1/s", "utilisation", "TTFT, ms", "predicted", "error"),
     *("TPOT, ms", "predicted", "error", "E2E", "throughput"),
@@ -98,14 +99,14 @@ def check(profile_file: str, output_dir: str, workload: str = "short") -> None:
 def splits(profile_file: str, output_dir: str) -> None:
     """Search for the highest rate of each topology of SPLIT_GPUS instances, simulated and real."""
     profile = read_profile(profile_file)
-    found = highest_rates(profile, SPLIT_LIMITS, SPLIT_GPUS)
+    found = highest_rates(profile, SPLIT_LIMITS | {"requests": SPLIT_REQUESTS}, SPLIT_GPUS)
     print(*verdicts(found), sep="\n")
     print("| topology | predicted, 1/s | limit | measured: met, missed | within the limits |")
     print(f"|{'---|' * 5}")
     for row in (one for one in found.served if one.gpus == SPLIT_GPUS):
         given = LOAD | SPLIT_LIMITS | {
             "topology": str(row.topology), "opponents": False, "rounds": 1, "seed": SEED,
-            "search": True, "requests": 2 * REQUESTS, "output_dir": output_dir,
+            "search": True, "requests": SPLIT_REQUESTS, "output_dir": output_dir,
             "rate_per_s": float(f"{0.7 * row.rate_per_s:.3g}"),
             "connector": LOAD["connector"] if row.topology.disaggregated else "none",
         }  # fmt: skip
