@@ -13,7 +13,8 @@ from workbench.experiment.result.predicted import METRICS
 from workbench.experiment.result.result import load_result
 from workbench.whatif.held_out import CHECKED, HeldOut, covers, held_out
 from workbench.whatif.prediction import Predicted, Prediction, predict
-from workbench.whatif.profile import Profile, read_profile
+from workbench.whatif.profile import Profile
+from workbench.whatif.profile_file import read_profile
 
 
 def prediction_page(
