@@ -70,6 +70,25 @@ def test_a_damaged_profile_is_refused(tmp_path, change, says):
 
 
 @pytest.mark.parametrize(
+    ("line", "parameters", "says"),
+    [
+        ("vllm --max-model-len 8192", {}, "context_tokens=24576, but .* --max-model-len 8192"),
+        ("vllm --max-model-len 24576", {"engine_args": "--seed 1"}, "engine_args --seed, but its"),
+        ("vllm --max-model-len 24576 --dtype float16", {"dtype": "bfloat16"}, "dtype=bfloat16"),
+        ("vllm --max-model-len 24576", {"dtype": "bfloat16"}, "its command lines have no --dtype"),
+    ],
+)  # fmt: skip
+def test_parameters_that_contradict_the_command_lines_are_refused(tmp_path, line, parameters, says):
+    real = {**PROFILE.parameters, "engine": "vllm", **parameters}
+    machine = {**PROFILE.machine, "platform": "cpu"}
+    edited = replace(
+        PROFILE, command_lines=(line,), simulated=False, machine=machine, parameters=real
+    )
+    with pytest.raises(ResultError, match=says):
+        read_profile(edited.write(tmp_path))
+
+
+@pytest.mark.parametrize(
     ("change", "says"),
     [
         ({"terms": ("steps", "tokens", "squares")}, "prefill lacks a term or a range"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -12,7 +13,9 @@ import numpy as np
 
 from workbench.errors import ParameterError, ResultError
 from workbench.experiment.result.result_file import mistake_of
+from workbench.params.engine_args import value_of
 from workbench.params.notebooks import check_params
+from workbench.params.shared import ROLE_ARGS
 from workbench.serve.connectors import CONNECTORS
 from workbench.whatif.fits import Fit
 from workbench.whatif.profile import LOAD, SCHEMA, Profile
@@ -97,6 +100,7 @@ def _damage(profile: Profile) -> Iterator[str]:
     if unknown := profile.machine.keys() - {"cpu", "cores", "gpus", "platform"}:
         yield f"machine has an unknown {min(unknown)}"
     yield from _contradictions(profile)
+    yield from _against_commands(profile)
     (longest, batch) = (profile.prefill.ranges.get("tokens"), profile.decode.ranges)
     largest = {
         "tokens": longest and longest[1], "pairs": longest and longest[1] ** 2 / 2,
@@ -139,6 +143,23 @@ def _contradictions(profile: Profile) -> Iterator[str]:
         yield f"connector is {profile.connector}, but its parameters have connector={given}"
     elif profile.connector not in CONNECTORS:
         yield f"connector must be one of {', '.join(CONNECTORS)}, got {profile.connector!r}"
+
+
+def _against_commands(profile: Profile) -> Iterator[str]:
+    """Parameters that the command lines of vLLM do not have."""
+    lines = [tuple(shlex.split(line)) for line in profile.command_lines]
+    lines = [words for words in lines if "--max-model-len" in words]
+    given = profile.parameters
+    wanted = [("context_tokens", "--max-model-len"), ("dtype", "--dtype")]
+    for name, flag in wanted if lines else ():
+        has, value = value_of(lines[0], flag), str(given.get(name, "auto"))
+        if value not in ("auto", has):
+            said = f"{flag} {has}" if has else f"no {flag}"
+            yield f"its parameters have {name}={value}, but its command lines have {said}"
+    for name in ("engine_args", *ROLE_ARGS) if lines else ():
+        words = shlex.split(str(given.get(name, "")))
+        if lost := [word for word in words if not any(word in line for line in lines)]:
+            yield f"its parameters have {name} {lost[0]}, but its command lines do not"
 
 
 def _of_fit(one: Fit, largest: Mapping[str, float | None]) -> Iterator[str]:
