@@ -33,7 +33,8 @@ from workbench.whatif.measured_profile import profile_of
 from workbench.whatif.model.closed_form import closed_form
 from workbench.whatif.model.costs import Costs
 from workbench.whatif.model.simulation import plain_load, simulate
-from workbench.whatif.profile import Profile, read_profile
+from workbench.whatif.profile import Profile
+from workbench.whatif.profile_file import read_profile
 from workbench.whatif.profile_plan import profile_plan
 
 LOAD = {

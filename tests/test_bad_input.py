@@ -50,14 +50,15 @@ from workbench.serve.vllm import EngineSettings
 from workbench.topology import TensorParallel, Topology
 from workbench.whatif.highest_rates import highest_rates
 from workbench.whatif.prediction import predict
-from workbench.whatif.profile import read_profile
-from workbench.whatif.profile_plan import profile_plan
+from workbench.whatif.profile_file import read_profile
+from workbench.whatif.profile_plan import profile_params, profile_plan
 from workbench.whatif.rate_curve import quick
 
 SWEEP, PREFIX, HITS = "pd_sweep", "single_instance_prefix_cache", "lmcache_hit_analysis"
 CLAIMS = "paper_claim_validation"
 ATTACH = {"engine": "attach", "base_url": "http://127.0.0.1:8000"}
 TURNS = {"workload": "multi_turn_conversation"}
+NIXL = {"engine": "simulated", "connector": "nixl"}
 BOX = {"place": "container"}
 HOSTS = {"place": "ray"}
 SIZES = {"topology": "1a", "connector": "offload", "working_sets": [2]}
@@ -686,8 +687,17 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
      "500,000", "24576"),
     (lambda: read_profile("/nowhere/profile.json"), "/nowhere/profile.json cannot be read",
      "No such file", "workbench predict profile.json"),
-    (lambda: read_profile(__file__), f"{__file__} is not a profile", "mistakes",
+    (lambda: read_profile(__file__), f"{__file__} is not a profile: it is not valid JSON",
+     "line 1 column 3",
      "workbench profile -p connector nixl"),
+    (lambda: profile_params({"topology": "2p2d"}), "topology=2p2d does not apply to workbench prof",
+     "Leave out topology", "workbench run pd_sweep -p topology 2p2d"),
+    (lambda: profile_params({"engine": "attach"}), "engine must be vllm or simulated", "'attach'",
+     "-p engine vllm"),
+    (lambda: profile_plan(check_params(SWEEP, {**NIXL, **TURNS})),
+     "workload must be one whose requests do not", "multi_turn", "-p workload batch_processing"),
+    (lambda: profile_plan(check_params(SWEEP, {**NIXL, "connector": "all"})),
+     "connector must be a single one", "'all'", "-p connector nixl"),
     (lambda: profile_plan(check_params(SWEEP, {"engine": "simulated", "connector": "mooncake"})),
      "connector must be one that moves KV after prefill", "'mooncake'", "-p connector nixl"),
     # workloads

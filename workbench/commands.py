@@ -180,12 +180,11 @@ def profile(options: argparse.Namespace) -> int:
     import asyncio
 
     from workbench.experiment.run.run import run
-    from workbench.params.notebooks import check_params
     from workbench.report.page import write_page
-    from workbench.whatif.profile_plan import profile_plan
+    from workbench.whatif.profile_plan import profile_params, profile_plan
     from workbench.whatif.profiled_run import with_fits
 
-    result = asyncio.run(run(profile_plan(check_params("pd_sweep", given_parameters(options)))))
+    result = asyncio.run(run(profile_plan(profile_params(given_parameters(options)))))
     with_fits(result)
     print(write_page(result.folder))
     print(result.folder / "profile.json")
@@ -211,7 +210,7 @@ def _splits(options: argparse.Namespace, given: dict[str, Any]) -> int:
     """Predict the highest rate of every split, and write it as a page."""
     from workbench.exports.split_page import PAGE, split_lines, write_split_page
     from workbench.whatif.highest_rates import highest_rates
-    from workbench.whatif.profile import read_profile
+    from workbench.whatif.profile_file import read_profile
 
     if options.measured:
         example = "workbench predict profile.json --measured RUN"

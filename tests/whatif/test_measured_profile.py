@@ -10,10 +10,12 @@ from workbench.errors import ResultError
 from workbench.experiment.run.run import run
 from workbench.metrics.gates.gate import Gate
 from workbench.params.notebooks import check_params
+from workbench.report.page import write_page
 from workbench.serve.simulated.instance import SPEED, STEP_S, TOKEN_S
 from workbench.whatif.held_out import held_out
 from workbench.whatif.measured_profile import profile_of
 from workbench.whatif.profile_plan import profile_plan
+from workbench.whatif.profiled_run import with_fits
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +115,20 @@ async def test_a_profile_of_running_servers(tmp_path, monkeypatch):
     assert min(found.decode.measured_s) > 0.8 * STEP_S / SPEED
     with pytest.raises(ResultError, match="is not a pd_sweep, so it has no held-out topology"):
         held_out(found, result)
+    _the_page_is_of_a_profile(with_fits(result)[0])
+
+
+def _the_page_is_of_a_profile(result):
+    facts = result.run
+    assert facts.finding.startswith("Profile of 1p1d (nixl): median fit residuals ")
+    gates = {gate.name: gate for gate in facts.gates}
+    assert "in 5 passes" in gates["cold was cold"].sentence and "same text" not in gates
+    assert facts.workload.arrivals == "closed loop, 1 to 16 at a time" and not facts.comparisons
+    assert [row.users for row in facts.points] == [1, 2, 4, 1, 4]
+    assert not [doubt for doubt in facts.doubts if "round," in doubt or "p99" in doubt]
+    assert {*profile_of(result).doubts} <= {*facts.doubts}
+    assert [row.pass_name for row in facts.own_errors] == ["cold, 1 in flight", "cold, 4 in flight"]
+    page = write_page(result.folder).read_text()
+    assert "workbench profile -p engine simulated" in page and "papermill" not in facts.repeat
+    for shown in ("median residual", "1,000 to 4,000 tokens", "TTFT, prediction error"):
+        assert shown in page

@@ -131,12 +131,6 @@ def test_transfers_beside_more_others_than_profiled(transfer_s, said):
         assert any("of transfers overlap with more others than" in one for one in found.doubts)
 
 
-def test_a_time_that_does_not_grow_is_doubted():
-    flat = replace(PROFILE.prefill, coefficients=(0.1, 0.0, 0.0))
-    found = predicted({"topology": "4p4d", "rate_per_s": 0.5}, replace(PROFILE, prefill=flat))
-    assert "prefill time does not grow with the prompt" in found.doubts[0]
-
-
 def test_a_tpot_limit_that_no_request_can_meet_is_refused():
     with pytest.raises(PlanError, match=r"tpot_limit_ms must be at least 4.8 \(half a decode"):
         predicted({"rate_per_s": 1, "tpot_limit_ms": 0.0001})

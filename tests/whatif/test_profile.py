@@ -4,11 +4,8 @@ from dataclasses import replace
 import pytest
 
 from tests.whatif.known import known_profile, known_run
-from workbench.errors import PlanError, ResultError
-from workbench.params.notebooks import check_params
+from workbench.errors import PlanError
 from workbench.whatif.measured_profile import profile_of
-from workbench.whatif.profile import read_profile
-from workbench.whatif.profile_plan import profile_plan
 
 
 @pytest.fixture(scope="module")
@@ -22,11 +19,6 @@ def test_a_parameter_that_is_newer_than_the_profile_has_its_default():
     assert profile.params({"cores_per_instance": 0}).cores_per_instance == 0
     with pytest.raises(PlanError, match="cores_per_instance must be the profile's 0, got 1"):
         profile.params({"cores_per_instance": 1})
-
-
-def test_a_profile_is_the_same_after_writing_and_reading(run, tmp_path):
-    found = profile_of(run)
-    assert read_profile(found.write(tmp_path)) == found
 
 
 def test_a_profile_of_another_machine_is_refused(run):
@@ -59,46 +51,37 @@ def test_other_versions_are_doubted():
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("part", "coefficients", "says"),
     [
-        ({"schema": 99}, "must be a profile of schema 1, got 99"),
-        ({"machine": {"ram": 1}}, "damaged profile: machine has no cpu"),
-        ({"parameters": {}}, "damaged profile: parameters has no engine"),
-        ({"kv_tokens": {"prefill": 9}}, "damaged profile: kv_tokens has no decode"),
-        ({"overheads_s": ()}, "damaged profile: overheads_s is empty"),
-        ({"block_tokens": 0}, "damaged profile: a step or a block has no tokens"),
+        ("prefill", (0.1, 0.0, 0.0), "prefill time does not grow with the prompt"),
+        ("decode", (0.1, 0.0, 0.0), "decode step time does not grow with the batch"),
+        ("transfer", (0.1, 0.0, 1.0), "transfer time does not grow with the size"),
     ],
-)  # fmt: skip
-def test_a_damaged_profile_is_refused(tmp_path, change, says):
-    with pytest.raises(ResultError, match=says):
-        read_profile(replace(known_profile(), **change).write(tmp_path))
+)
+def test_a_time_that_does_not_grow_is_doubted(part, coefficients, says):
+    profile = known_profile()
+    flat = replace(getattr(profile, part), coefficients=coefficients)
+    (doubt,) = replace(profile, **{part: flat}).doubts
+    assert says in doubt
+
+
+TRACE = {"workload": "trace", "trace_file": "a.jsonl", "prompt_tokens": 4_096, "requests": 40}
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("own", "given", "prompt_tokens", "requests"),
     [
-        ({"terms": ("steps", "tokens", "squares")}, "prefill lacks a term or a range"),
-        ({"ranges": {}}, "prefill lacks a term or a range"),
-        ({"resamples": ()}, "prefill lacks coefficients or points"),
-        ({"measured_s": ()}, "prefill lacks coefficients or points"),
+        (TRACE, {}, 4_096, 40),
+        (TRACE, {"workload": "trace", "trace_file": "a.jsonl"}, 4_096, 40),
+        (TRACE, {"workload": "trace", "trace_file": "other.jsonl"}, 0, 0),
+        (TRACE, {"workload": "short"}, 8_000, 40),
+        ({}, {"workload": "trace", "trace_file": "a.jsonl"}, 0, 0),
     ],
-)  # fmt: skip
-def test_a_damaged_fit_is_refused(tmp_path, change, says):
-    damaged = replace(known_profile(), prefill=replace(known_profile().prefill, **change))
-    with pytest.raises(ResultError, match=says):
-        read_profile(damaged.write(tmp_path))
-
-
-def test_the_plan_measures_lengths_and_batches_of_1p1d():
-    made = profile_plan(check_params("pd_sweep", {
-        "engine": "simulated", "connector": "nixl", "workload": "short", "prompt_tokens": 8_000,
-        "concurrency": 32,
-    }))  # fmt: skip
-    assert [str(arm.topology) for arm in made.arms] == ["1p1d", "1a"]
-    split, alone = (arm.passes for arm in made.arms)
-    assert [one.concurrency for one in split] == [1, 2, 4, 2, 4, 8, 16, 32]
-    assert [one.concurrency for one in alone] == [1, 4]
-    assert len(made.workload.sample.requests) == 48  # more than are in flight
-    lengths = {request.prompt_tokens for request in made.workload.sample.requests}
-    assert sorted(lengths) == [2_000, 3_200, 4_400, 5_600, 6_800, 8_000]
-    assert made.arrivals_in(split[-1]).concurrency == 32
+)
+def test_the_lengths_of_a_file_are_its_own(own, given, prompt_tokens, requests):
+    """Those of the profile would make a trace shorter."""
+    profile = known_profile()
+    profile = replace(profile, parameters={**profile.parameters, **own})
+    made = profile.params(given)
+    assert (made.prompt_tokens, made.requests) == (prompt_tokens, requests)
+    assert made.trace_file == given.get("trace_file", own.get("trace_file") if not given else "")

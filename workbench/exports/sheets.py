@@ -47,7 +47,7 @@ _SHOWS: Mapping[str, tuple[Kind, ...]] = {
 _PLAIN = frozenset((
     *"about arms client clocks doubts engine explained files fits gates hosts launches".split(),
     *"launches_s limits machine models parameters pass_times platforms predictions".split(),
-    *"questions sentences sessions time_spent workload".split(),
+    *"own_errors questions sentences sessions time_spent workload".split(),
 ))  # fmt: skip
 """Tables without a number that a failed gate could take away; sentences say it themselves."""
 _USE = {"struck": "do not use", "rough": "rough", "doubt": "use with caution", "": ""}

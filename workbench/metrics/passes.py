@@ -113,8 +113,8 @@ class PassCounters:
 
     @property
     def is_cold(self) -> bool:
-        """Also `cold at 2/s` and `cold at 8 users`, of a sweep."""
-        return self.pass_name == "cold" or self.pass_name.startswith("cold at ")
+        """Also `cold at 2/s` and `cold at 8 users` of a sweep, `cold, 4 in flight` of a profile."""
+        return self.pass_name.startswith("cold")
 
     def loaded(self, role: Role) -> dict[str, float]:
         """Tokens that this role loaded from each tier of the store; empty where that is unknown.

@@ -11,10 +11,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nbformat
-from nbformat.v4 import new_code_cell, new_notebook, new_output
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from workbench.errors import ParameterError, ResultError
 from workbench.experiment.result.facts import RunFacts
@@ -38,7 +38,11 @@ from workbench.report.outcome import (
     status_of,
     worst_outcome,
 )
+from workbench.report.tables import table
 from workbench.report.templating import fill
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _OUTCOMES = ("FAIL", "INCONCLUSIVE", "PASS")
 _KEPT = {"run.ipynb": "report.html", "run.failed.ipynb": "report.failed.html"}
@@ -98,13 +102,34 @@ def read_executed(path: str | Path) -> Executed:
 
 
 def _profile_cells(result: Result) -> list[Any]:
-    """The main figure of a profiling run, which has no notebook; none for other runs."""
+    """Figure and tables of a profiling run, which has no notebook; none for other runs."""
     chart = residuals(result.fits) if result.run.notebook == "profile" else None
     if chart is None:
         return []
     data, metadata = chart._repr_mimebundle_()
     shown = new_output("display_data", data, metadata=metadata)
-    return [new_code_cell(outputs=[shown], metadata={"tags": ["main-figure"]})]
+    return [
+        new_code_cell(outputs=[shown], metadata={"tags": ["main-figure"]}),
+        new_markdown_cell(
+            "## Fits\n\nTime of each part as a sum of terms, the median of |measured / fitted - 1|,"
+            " and the range in which it was measured."
+        ),
+        *_table_cell(result.fit_table()),
+        new_markdown_cell(
+            "Predicted / measured - 1 of the medians of this run's own 1a. It is not fitted, so it"
+            " checks the profile."
+        )
+        if result.run.own_errors
+        else new_markdown_cell("This run's own 1a gave no prediction error."),
+        *_table_cell(result.own_error_table()),
+    ]
+
+
+def _table_cell(frame: pd.DataFrame) -> list[Any]:
+    shown = table(frame)
+    if shown is None:
+        return []
+    return [new_code_cell(outputs=[new_output("display_data", {"text/html": shown.to_html()})])]
 
 
 def write_page(path: str | Path, html_path: str | Path | None = None) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ _HUBER = 1.345
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
     """A fitted duration in seconds as a sum of terms, and the range where it holds."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"allow_inf_nan": False}
 
     terms: tuple[str, ...]
     coefficients: tuple[float, ...]

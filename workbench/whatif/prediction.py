@@ -339,28 +339,17 @@ def _numbers(found: Simulated, limits: Limits) -> dict[str, float]:
     }
 
 
-def _fit_doubts(profile: Profile, found: Simulated) -> list[str]:
-    """What the profile cannot tell: a time that does not grow, transfers that it has not seen."""
-    doubts = []
-    costs = profile.costs()
-    if not costs.token_s and not costs.pair_s:
-        doubts.append("Profiled prefill time does not grow with the prompt. Do not rely on TTFT.")
-    if not costs.sequence_s and not costs.kv_token_s:
-        doubts.append(
-            "Profiled decode step time does not grow with the batch. Do not rely on TPOT."
-        )
+def _transfer_doubts(profile: Profile, found: Simulated) -> list[str]:
+    """Transfers that the profile has not seen."""
     moves = sum(found.beside.values())
-    if moves and not costs.byte_s:
-        doubts.append("Profiled transfer time does not grow with the size. TTFT may be wrong.")
     most_others = profile.transfer.ranges["others"][1]
     share = sum(_beyond(found, most_others).values()) / moves if moves else 0.0
-    if share > OUTSIDE:
-        doubts.append(
-            f"{percent(share)} of transfers overlap with more others than profiled"
-            f" ({most_others:.0f})."
-            " TTFT may be too low."
-        )
-    return doubts
+    if share <= OUTSIDE:
+        return []
+    return [
+        f"{percent(share)} of transfers overlap with more others than profiled"
+        f" ({most_others:.0f}). TTFT may be too low."
+    ]
 
 
 def _doubts(case: Case, closed: ClosedForm, found: Simulated) -> list[str]:
@@ -372,7 +361,7 @@ def _doubts(case: Case, closed: ClosedForm, found: Simulated) -> list[str]:
             f" {1000 * closed.simulated_wait_s:.0f} and {1000 * closed.wait_s:.0f} ms. Do not rely"
             " on TTFT."
         )
-    doubts += _fit_doubts(profile, found)
+    doubts += _transfer_doubts(profile, found)
     if found.preemptions:
         doubts.append(f"Decode runs out of KV space: {found.preemptions} preemptions are expected.")
     if connector(profile.connector).store and any(

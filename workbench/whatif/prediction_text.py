@@ -16,7 +16,8 @@ from workbench.params.pd_sweep import PdSweep
 from workbench.whatif.held_out import CHECKED, HeldOut, covers, held_out
 from workbench.whatif.load_text import limits_text, requests_text
 from workbench.whatif.prediction import Predicted, Prediction, predict
-from workbench.whatif.profile import Profile, read_profile
+from workbench.whatif.profile import Profile
+from workbench.whatif.profile_file import read_profile
 
 
 def prediction_page(

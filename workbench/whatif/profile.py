@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from workbench.errors import PlanError, ResultError, must_be
+from workbench.errors import PlanError, must_be
 from workbench.experiment.findings.sentences import percent
 from workbench.experiment.result.result_file import jsonable
 from workbench.hardware import machine
@@ -37,13 +37,18 @@ FREE = frozenset(
     )
 )
 """Parameters that a prediction may set; all others are those of the profile."""
-_LOAD = ("workload", "prompt_tokens", "output_tokens", "requests", "shared_share", "seed")
+LOAD = ("workload", "prompt_tokens", "output_tokens", "requests", "shared_share", "seed")
 """Parameters of the load that are the profile's unless a prediction sets them."""
+_FILES = ("trace_file", "prompts_file")
+_OF_A_WORKLOAD = (*_FILES, "trace_block_tokens", "text", "target_reuse")
+"""The same, unless the prediction is of another workload."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
     """The content of profile.json."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"allow_inf_nan": False}
 
     schema: int = SCHEMA
     run_id: str
@@ -117,6 +122,17 @@ class Profile:
         found = [f"The profile's run is {self.rough}."] if self.rough else []
         if others := self.changed_versions:
             found.append(f"Measured with {'; '.join(others)}. Profile again.")
+        costs = self.costs()
+        if not costs.token_s and not costs.pair_s:
+            found.append(
+                "Profiled prefill time does not grow with the prompt. Do not rely on TTFT."
+            )
+        if not costs.sequence_s and not costs.kv_token_s:
+            found.append(
+                "Profiled decode step time does not grow with the batch. Do not rely on TPOT."
+            )
+        if not costs.byte_s:
+            found.append("Profiled transfer time does not grow with the size. TTFT may be wrong.")
         off = [error for both in self.aggregated.values() for error in both]
         if (worst := max(off, key=abs, default=0.0)) and abs(worst) > LARGEST_OFF:
             found.append(
@@ -157,9 +173,7 @@ class Profile:
                 )
         given = {name: v for name, v in given.items() if name not in ("predict", "measure")}
         kept = {name: v for name, v in self.parameters.items() if name not in FREE}
-        kept |= {name: self.parameters[name] for name in _LOAD}
-        if given.get("trace_file"):
-            del kept["requests"]  # a trace has its own number
+        kept |= self._load(given)
         # Values given as text become those of their type.
         asked: PdSweep = check_params("pd_sweep", kept | dict(given))
         usual = PdSweep()  # of parameters that are newer than the profile
@@ -171,64 +185,16 @@ class Profile:
         made: PdSweep = check_params("pd_sweep", kept | load)
         return made
 
-
-def read_profile(path: Path | str) -> Profile:
-    """Read profile.json. Raises ResultError for what is missing or not a profile."""
-    from pydantic import TypeAdapter, ValidationError
-
-    path = Path(path)
-    try:
-        found = TypeAdapter(Profile).validate_json(path.read_bytes())
-    except OSError as error:
-        raise ResultError(
-            f"{path} cannot be read: {error.strerror}; give the file of workbench profile (example:"
-            " workbench predict profile.json)"
-        ) from error
-    except ValidationError as error:
-        raise ResultError(
-            f"{path} is not a profile ({error.error_count()} mistakes); workbench profile writes"
-            " one (example: workbench profile -p connector nixl)"
-        ) from error
-    if found.schema != SCHEMA:
-        raise ResultError(
-            f"{path} must be a profile of schema {SCHEMA}, got {found.schema}; profile again"
-            " (example: workbench profile -p connector nixl)"
-        )
-    if missing := _missing(found):
-        raise ResultError(
-            f"{path} is a damaged profile: {missing}; profile again (example: workbench profile -p"
-            " connector nixl)"
-        )
-    return found
-
-
-def _missing(profile: Profile) -> str:
-    """What a prediction needs and this profile has not; empty if it has all."""
-    roles = ("prefill", "decode", "aggregated")
-    for what, has, wants in (
-        ("parameters", profile.parameters, ("engine", "connector", *_LOAD)),
-        ("machine", profile.machine, ("cpu", "cores", "gpus", "platform")),
-        ("kv_tokens", profile.kv_tokens, roles),
-    ):
-        if absent := [name for name in wants if name not in has]:
-            return f"{what} has no {absent[0]}"
-    if unknown := profile.machine.keys() - {"cpu", "cores", "gpus", "platform"}:
-        return f"machine has an unknown {min(unknown)}"
-    for what, one, terms, inputs in (
-        ("prefill", profile.prefill, ("steps", "tokens", "pairs"), ("tokens",)),
-        ("decode", profile.decode, ("steps", "sequences", "kv_tokens"), ("batch", "kv_tokens")),
-        ("transfer", profile.transfer, ("transfers", "bytes", "others"), ("bytes", "others")),
-    ):
-        sizes = {len(one.terms), len(one.coefficients), *map(len, one.resamples)}
-        points = {len(one.measured_s), len(one.fitted_s)}
-        if not {*terms} <= {*one.terms} or not {*inputs} <= one.ranges.keys():
-            return f"its fit of {what} lacks a term or a range"
-        if len(sizes) > 1 or not one.resamples or len(points) > 1 or 0 in points:
-            return f"its fit of {what} lacks coefficients or points"
-    if not profile.overheads_s:
-        return "overheads_s is empty"
-    sizes = {profile.step_tokens, profile.step_sequences, profile.block_tokens}
-    return "a step or a block has no tokens" if min(sizes) < 1 else ""
+    def _load(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters of the load that a prediction with `given` has from the profile."""
+        own = {name: self.parameters[name] for name in LOAD}
+        also = {n: self.parameters[n] for n in _OF_A_WORKLOAD if n in self.parameters}
+        names = ("workload", *_FILES)
+        if all(given[name] == (own | also).get(name, "") for name in names if name in given):
+            return own | also
+        if any(given.get(name) for name in _FILES):  # which has lengths and a number of its own
+            return {n: v for n, v in own.items() if n not in ("prompt_tokens", "requests")}
+        return own | {"prompt_tokens": int(self.prefill.ranges["tokens"][1])}
 
 
 def machine_of(facts: Mapping[str, Any]) -> dict[str, Any]:

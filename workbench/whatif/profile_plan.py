@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import shlex
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any, get_type_hints
 
 import numpy as np
 
-from workbench.errors import PlanError, must_be
+from workbench.errors import ParameterError, PlanError, must_be, unused
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.plan.engine_setup import engine_of
 from workbench.experiment.plan.offered_load.traffic import workload_of
 from workbench.experiment.plan.plan import ExperimentPlan, Pass
-from workbench.params.pd_sweep import PdSweep
+from workbench.params.notebooks import as_typed, changed, check_params
+from workbench.params.pd_sweep import ALL_CONNECTORS, PdSweep
 from workbench.serve.connectors import connector
 from workbench.topology import Topology
+from workbench.whatif.prediction import check_turns
 
 LENGTHS = 6
 """Prompt lengths, from the workload's shortest, or a quarter of its longest, to its longest."""
@@ -21,6 +26,35 @@ LARGEST_BATCH = 16
 """Requests in flight in the last pass, unless `concurrency` asks for more."""
 REQUESTS = 24
 """Requests per pass unless `requests` is set: four of each length, more if more are in flight."""
+SET: Mapping[str, Any] = {
+    "topology": "1p1d", "opponents": True, "arrivals": "closed", "rounds": 1, "rate_per_s": 0.0,
+    "rates_per_s": [], "concurrencies": [], "search": False, "burstiness": 1.0,
+    "end_rate_per_s": 0.0, "trace_speed": 0.0, "working_sets": [], "predict": False, "measure": "",
+    "targets": [], "link_runs": [], "ttft_limit_ms": 0.0, "tpot_limit_ms": 0.0,
+    "limits_share": 0.9, "gpu_hour_price": "", "time_budget_s": 0.0,
+}  # fmt: skip
+"""Parameters that a profile sets itself."""
+_SAME = {"topology": "", "arrivals": "auto"}
+"""Values that leave that to the profile."""
+_ONE_LENGTH = ("reference", "short", "shared_prefix")
+"""Workloads of which a profile's passes have as many requests as the workload itself."""
+_FILES = ("trace", "prompts")
+
+
+def profile_params(given: Mapping[str, Any]) -> PdSweep:
+    """The parameters of `workbench profile`. Raises ParameterError for those without effect."""
+    specs = {spec.name: spec for spec in fields(PdSweep)}
+    hints = get_type_hints(PdSweep)
+    if given.get("engine") == "attach":
+        allowed = "vllm or simulated (a profile starts its own servers)"
+        raise ParameterError(must_be("engine", allowed, "attach", "vllm"))
+    for name in (name for name in SET if name in given):
+        value = specs[name].metadata["rule"].read(name, given[name], hints[name])
+        if value not in (SET[name], _SAME.get(name)):
+            example = f"workbench run pd_sweep {shlex.join(as_typed({name: value}))}"
+            raise ParameterError(unused(name, value, "workbench profile", example))
+    made: PdSweep = check_params("pd_sweep", given)
+    return made
 
 
 def profile_plan(params: PdSweep) -> ExperimentPlan:
@@ -28,31 +62,44 @@ def profile_plan(params: PdSweep) -> ExperimentPlan:
 
     Cold passes time prefill and transfer, at 1, 2 and 4 requests in flight. Warm passes, which
     compute little, bring the decode instance to larger batches. The passes of 1a are not fitted:
-    they check the profile. Raises PlanError and ParameterError.
+    they check the profile. The plan's parameters are those that repeat it; its passes send random
+    prompts in the lengths of the workload. Raises PlanError and ParameterError.
     """
+    if params.connector == ALL_CONNECTORS:
+        raise PlanError(must_be("connector", "a single one", params.connector, "nixl"))
     means = connector(params.connector)
     if not means.transfers or means.at_once:
         allowed = "one that moves KV after prefill has ended, such as nixl or lmcache"
         raise PlanError(must_be("connector", allowed, params.connector, "nixl"))
     if params.models:
         raise PlanError(must_be("models", "empty (a profile is of one model)", params.models, ""))
+    largest = max(params.concurrency, LARGEST_BATCH)
+    usual = max(REQUESTS, 3 * largest // 2)
+    # `requests` of a file are the rows whose lengths are profiled.
+    requests = usual if params.workload in _FILES else params.requests or usual
+    if params.workload in _ONE_LENGTH:
+        params = replace(params, requests=requests)
     settings, model, _ = engine_of(params)
-    wanted = workload_of(params, settings, model).sample
-    tokens = [request.prompt_tokens for request in wanted.requests]
+    wanted = workload_of(params, settings, model)
+    check_turns(params, wanted.sample)
+    tokens = [request.prompt_tokens for request in wanted.sample.requests]
     longest = max(tokens)
     shortest = min(min(tokens), max(longest // 4, 32))
-    largest = max(params.concurrency, LARGEST_BATCH)
-    asked = replace(
-        params, topology="1p1d", opponents=True, workload="short", prompt_tokens=longest,
-        requests=params.requests or max(REQUESTS, 3 * largest // 2), rate_per_s=0.0,
-        rates_per_s=[], search=False, arrivals="closed", concurrency=largest, rounds=1,
-        burstiness=1.0, end_rate_per_s=0.0, target_reuse=0.0, trace_file="", prompts_file="",
-        trace_speed=0.0, trace_block_tokens=0, concurrencies=[], predict=False, measure="",
-        targets=[], ttft_limit_ms=0.0, tpot_limit_ms=0.0, gpu_hour_price="", time_budget_s=0.0,
+    kept = replace(
+        params,
+        **SET,
+        concurrency=largest,
+        # Not the longest prompt, which would make a trace or scenario shorter the second time.
+        prompt_tokens=wanted.options.get("prompt_tokens", params.prompt_tokens),
+    )
+    made = plan(
+        replace(
+            kept, workload="short", prompt_tokens=longest, requests=requests, target_reuse=0.0,
+            trace_file="", trace_block_tokens=0, prompts_file="",
+        )
     )  # fmt: skip
-    made = plan(asked)
     lengths = np.linspace(shortest, longest, LENGTHS).astype(int)
-    passes = _passes(asked.concurrency)
+    passes = _passes(largest)
     arms = [replace(arm, passes=passes) for arm in made.arms if arm.role == "subject"]
     # The baseline of 1p1d has two aggregated instances, where the profile needs one.
     alone = next(arm for arm in made.arms if arm.role == "opponent" and arm.topology)
@@ -62,9 +109,12 @@ def profile_plan(params: PdSweep) -> ExperimentPlan:
     cold = [each for each in passes if each.state == "cold"]
     ends = (cold[0], cold[-1])
     arms.append(replace(alone, topology=one, label=label, gpus=gpus, passes=ends))
+    own = {name: value for name, value in changed(kept).items() if name not in SET}
     return replace(
         made,
         notebook="profile",
+        params=kept,
+        command=shlex.join(["workbench", "profile", *as_typed(own)]),
         arms=tuple(arms),
         workload=replace(made.workload, lengths=tuple(map(int, lengths))),
     )

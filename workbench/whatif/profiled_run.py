@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import PlanError, ResultError, WorkbenchError
+from workbench.experiment.findings.headline import headline
+from workbench.experiment.findings.sentences import percent
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.result.facts import RunFacts
-from workbench.experiment.result.predicted import FitRow, HeldOutRow, PredictedRow
+from workbench.experiment.result.predicted import FitRow, HeldOutRow, OwnErrorRow, PredictedRow
 from workbench.experiment.result.result import Result, load_result
 from workbench.experiment.result.run_folder import RunFolder, output_root
 from workbench.experiment.run.run_log import Echo, OnRecord, echo_line
@@ -23,7 +25,8 @@ from workbench.whatif.measured_profile import (
     profile_of,
 )
 from workbench.whatif.prediction import Prediction, check_turns, predict
-from workbench.whatif.profile import Profile, read_profile
+from workbench.whatif.profile import Profile
+from workbench.whatif.profile_file import read_profile
 from workbench.whatif.profile_plan import profile_plan as plan_of_profile
 
 _DOUBT = "Predictions: {}"
@@ -75,8 +78,20 @@ def with_fits(result: Result) -> tuple[Result, Profile]:
 
     Raises ResultError as `profile_of` does.
     """
-    profile = profile_of(result)
-    return _written(result, replace(result.run, fits=_fits(profile)), profile), profile
+    profile, run = profile_of(result), result.run
+    fits = _fits(profile)
+    off = ", ".join(f"{percent(row.residual)} ({row.part})" for row in fits)
+    said = f"Profile of 1p1d ({profile.connector}): median fit residuals {off}"
+    found, unproven = headline(said, run.failed_gates, "times")
+    facts = replace(
+        run,
+        finding=found,
+        unproven=unproven,
+        fits=fits,
+        own_errors=_own_errors(profile),
+        doubts=(*run.doubts, *profile.doubts),
+    )
+    return _written(result, facts, profile), profile
 
 
 def forget_profile(params: PdSweep) -> None:
@@ -135,6 +150,7 @@ def _with_predictions(result: Result, profile: Profile, profiled: Path) -> Resul
         result.run,
         profile=_about(profile, profiled),
         fits=_fits(profile),
+        own_errors=_own_errors(profile),
         predictions=tuple(predicted),
         held_out=tuple(row for check in checks for row in _compared(check)),
         doubts=(*result.run.doubts, *more),
@@ -171,6 +187,13 @@ def _fits(profile: Profile) -> tuple[FitRow, ...]:
             ("decode step", profile.decode, LARGEST_RESIDUAL),
             ("transfer", profile.transfer, LARGEST_TRANSFER_RESIDUAL),
         )
+    )
+
+
+def _own_errors(profile: Profile) -> tuple[OwnErrorRow, ...]:
+    return tuple(
+        OwnErrorRow(pass_name=name, ttft_error=ttft, tpot_error=tpot)
+        for name, (ttft, tpot) in profile.aggregated.items()
     )
 
 

@@ -134,7 +134,8 @@ def _responses(
     if partly:
         unit = max(256, *(arm.chunk_tokens for arm in plan.arms))
         yield response_gates.cached_as_planned(requests, partly, block=unit)
-    if plan.loads is None:
+    # The texts of a profile would differ with the batches, and only times are taken from it.
+    if plan.loads is None and not plan.profiles:
         same_prompts = requests[~requests["pass"].isin(partly)]
         alike = pd.concat([_alike(part, same_prompts) for part in plan.parts])
         references = [part.text_reference for part in plan.parts]

@@ -59,8 +59,10 @@ def compare(plan: ExperimentPlan, requests: pd.DataFrame) -> tuple[Comparison, .
     an aggregated arm with the same number of GPUs, in the same state. `cache-off`: an arm with the
     prefix cache against one without. `no-offload`: an arm with host memory against
     the same without, in the same pass. A buffered stream has no ratio of TTFT or TPOT. Arms of
-    different models are not compared.
+    different models are not compared, nor the passes of a profile.
     """
+    if plan.profiles:
+        return ()
     held_back = set(requests.loc[buffered(requests), "arm"])
     usable = comparable(requests)
     measured = requests[["arm", "pass"]].drop_duplicates()

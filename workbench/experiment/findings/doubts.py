@@ -21,7 +21,7 @@ ROUNDS_ENOUGH = 5
 
 def round_doubts(plan: ExperimentPlan) -> list[str]:
     """What too few rounds do to intervals."""
-    if plan.rounds >= ROUNDS_ENOUGH:
+    if plan.rounds >= ROUNDS_ENOUGH or plan.profiles:
         return []
     few = f"With only {count(plan.rounds, 'round')},"
     if plan.rounds < ROUNDS_FOR_INTERVAL:
@@ -29,9 +29,11 @@ def round_doubts(plan: ExperimentPlan) -> list[str]:
     return [f"{few} confidence intervals of ratios are wide. Use at least {ROUNDS_ENOUGH} rounds."]
 
 
-def sample_doubts(requests: pd.DataFrame) -> list[str]:
+def sample_doubts(plan: ExperimentPlan, requests: pd.DataFrame) -> list[str]:
     """What the rows lack: TPOT, enough requests, launches that agree."""
     doubts = [*_launch_doubts(requests), *tpot_unknown(requests)]
+    if plan.profiles:  # which needs no percentile of a pass
+        return doubts
     n = int(requests.groupby(["arm", "pass"]).size().min())
     missing = [f"p{100 * q:.0f} (needs {needed_n(q)})" for q in (0.9, 0.99) if n < needed_n(q)]
     if missing:

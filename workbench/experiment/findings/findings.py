@@ -121,7 +121,7 @@ def conclude(
         facts,
         scope=scope(plan),
         limits=tuple(limits_of(plan, _reuse_sent(requests), facts.sessions)),
-        repeat=repeat_command(plan.notebook, plan.params),
+        repeat=plan.command or repeat_command(plan.notebook, plan.params),
         workload=WorkloadFacts(
             name=plan.workload.name,
             requests=len(sent.requests),
@@ -184,7 +184,7 @@ def conclude(
         found, unproven = headline(
             said,
             limiting,
-            "times" if loads else "ratios",
+            "times" if loads or plan.profiles else "ratios",
             interval=any(row.ratio.verdict != "no_interval" for row in comparisons),
         )
     known = (*earlier, *_links(facts, plan, requests, legs, passes, summary, comparisons, links))
@@ -205,7 +205,7 @@ def conclude(
             *gate_doubts(failed),
             *facts.doubts,
             *round_doubts(plan),
-            *sample_doubts(requests),
+            *sample_doubts(plan, requests),
             *draft_doubts(plan, passes),
             *energy_doubts(facts.energy),
         ),

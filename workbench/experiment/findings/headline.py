@@ -53,6 +53,8 @@ def finding(plan: ExperimentPlan, comparisons: Sequence[Comparison]) -> str:
     """What the comparisons show, in at most 14 words outside brackets."""
     if plan.notebook == "single_instance_prefix_cache":
         return _cache_finding(plan, comparisons)
+    if plan.profiles:
+        return "The passes for a profile were measured"
     return _sweep_finding(plan, comparisons)
 
 

@@ -51,7 +51,7 @@ def scope(plan: ExperimentPlan) -> str:
         f"{count(plan.rounds, 'round')},"
         f" {'up to ' * plan.sized}{count(len(plan.workload.sample.requests), 'request')} per pass,"
         f" {_prompts(plan)},"
-        f" {plan.describe_arrivals()}. {intervals}."
+        f" {plan.describe_arrivals()}.{'' if plan.profiles else f' {intervals}.'}"
     )
 
 

@@ -198,6 +198,8 @@ class ExperimentPlan:
     `speed` are then those of all, of the first and of the first."""
     model: str = ""
     """The short name of the model, in a part of a run over several."""
+    command: str = ""
+    """The command that repeats it; empty for papermill with the notebook."""
 
     @property
     def parts(self) -> tuple[ExperimentPlan, ...]:
@@ -251,6 +253,11 @@ class ExperimentPlan:
     def sized(self) -> bool:
         """Whether it sweeps working sets, so that its passes have several sizes."""
         return any(p.requests for arm in self.arms for p in arm.passes)
+
+    @property
+    def profiles(self) -> bool:
+        """Whether it measures a profile: each pass has its own load, so none are compared."""
+        return self.notebook == "profile"
 
     @property
     def host_tokens(self) -> float:
@@ -436,6 +443,9 @@ class ExperimentPlan:
 
     def describe_arrivals(self) -> str:
         """One line for a report: when requests were sent."""
+        if self.profiles:
+            own = [each.concurrency for arm in self.arms for each in arm.passes]
+            return f"closed loop, {min(own)} to {max(own)} at a time"
         if self.loads is None:
             return self.arrivals.describe()
         if self.loads.unit == USERS:

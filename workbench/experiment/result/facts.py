@@ -25,7 +25,7 @@ from workbench.experiment.result.finding_rows import (
     TierRow,
     TokenRow,
 )
-from workbench.experiment.result.predicted import FitRow, HeldOutRow, PredictedRow
+from workbench.experiment.result.predicted import FitRow, HeldOutRow, OwnErrorRow, PredictedRow
 from workbench.metrics.gates.gate import Gate
 from workbench.metrics.gates.gate_effects import failed_gates
 from workbench.metrics.ledger.ledger import Account
@@ -265,6 +265,8 @@ class RunFacts:
     """Of a run with predictions: which run was profiled, or why nothing is predicted."""
     fits: tuple[FitRow, ...] = ()
     """Of that profile."""
+    own_errors: tuple[OwnErrorRow, ...] = ()
+    """Of that profile, on the 1a of its own run."""
     held_out: tuple[HeldOutRow, ...] = ()
     predictions: tuple[PredictedRow, ...] = ()
     client: Mapping[str, Number] = field(default_factory=dict)

@@ -43,6 +43,16 @@ class FitRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OwnErrorRow:
+    """Prediction errors of a profile on a cold pass of its own 1a, which is not fitted."""
+
+    pass_name: str
+    ttft_error: Number
+    """predicted / measured - 1 of the median; `tpot_error` likewise."""
+    tpot_error: Number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOutRow:
     """One metric of a cold pass that was measured but not profiled, and its prediction."""
 
@@ -178,6 +188,22 @@ def fit_table(rows: Sequence[FitRow]) -> pd.DataFrame:
                 "median residual": f"{100 * row.residual:.1f} % (limit {100 * row.limit:.0f} %)",
                 "measured times": f"{len(row.measured_s):,}",
                 "valid for": range_text(row.ranges),
+            }
+            for row in rows
+        ]
+    )
+
+
+def own_error_table(rows: Sequence[OwnErrorRow]) -> pd.DataFrame:
+    """A row per cold pass of the profile's own 1a: the prediction errors of its medians."""
+    import pandas as pd
+
+    return pd.DataFrame(
+        [
+            {
+                "1a": row.pass_name,
+                "TTFT, prediction error": f"{100 * row.ttft_error:+.1f} %",
+                "TPOT, prediction error": f"{100 * row.tpot_error:+.1f} %",
             }
             for row in rows
         ]

@@ -23,6 +23,7 @@ from workbench.experiment.result.predicted import (
     PredictedRow,
     fit_table,
     held_out_table,
+    own_error_table,
     prediction_lines,
     prediction_table,
 )
@@ -159,6 +160,10 @@ class Result:
     def fit_table(self) -> pd.DataFrame:
         """The fits as one table: formula, residual and valid range."""
         return self._showing(fit_table(self.run.fits))
+
+    def own_error_table(self) -> pd.DataFrame:
+        """Prediction errors of the profile on the 1a of its own run; empty without a profile."""
+        return self._showing(own_error_table(self.run.own_errors))
 
     @property
     def points(self) -> pd.DataFrame:

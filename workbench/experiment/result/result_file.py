@@ -90,7 +90,7 @@ def from_plain(plain: Any, source: str) -> RunFacts:
         return found
     except ValidationError as error:
         names = " (fields as schema 2 names them)" if schema < SCHEMA else ""
-        raise ResultError(f"{source}: {_mistake(error)}{names}") from error
+        raise ResultError(f"{source}: {mistake_of(error)}{names}") from error
 
 
 def _json_of(plain: Any) -> str:
@@ -108,7 +108,7 @@ def _adapter() -> TypeAdapter[RunFacts]:
     return TypeAdapter(RunFacts)
 
 
-def _mistake(error: Any) -> str:
+def mistake_of(error: Any) -> str:
     """The first invalid field: what was found, and what is allowed."""
     first, *others = error.errors()
     where = ".".join(map(str, first["loc"]))

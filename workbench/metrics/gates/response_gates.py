@@ -193,7 +193,7 @@ def below_ceilings(
     problems, nearest = [], 0.0
     for arm, limit in ceilings.items():
         mine = rows[rows["arm"] == arm]
-        cold = mine[mine["pass"] == "cold"]
+        cold = mine[mine["pass"].str.startswith("cold")]
         computed = cold["prompt_tokens"] - cold["ideal_reuse_tokens"]
         for what, rates, ceiling in (
             ("prefilled a cold prompt", computed / cold["ttft_s"], limit.prefill_tps),

@@ -48,7 +48,7 @@ def missing_causes(
     if p.failed_prompt_tokens and missing:
         found.append(of_failed(p, missing))
         missing -= found[-1].tokens
-    if missing < 0 and p.pass_name == "cold":
+    if missing < 0 and p.is_cold:
         why = "a cache held them before the cold pass began"
         found.append(Entry(cause="left over from before", tokens=missing, why=why))
     for entry in _shown(p, role, reuse, sources):

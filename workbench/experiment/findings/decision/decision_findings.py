@@ -322,7 +322,7 @@ def decision_sentence(
 
     Arms whose times failed gates take away, or make rough, have a sentence that begins with that.
     """
-    if not isinstance(plan.params, PdSweep) or plan.sized:
+    if not isinstance(plan.params, PdSweep) or plan.sized or plan.profiles:
         return ""
     limits = limits_given(plan)
     if limits is None:

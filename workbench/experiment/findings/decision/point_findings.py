@@ -86,7 +86,7 @@ def _loads(
     users = float(plan.arrivals.concurrency) if kind == "closed" else nan
     # a ramp or a trace has no single rate
     rate = plan.params.rate_per_s if kind in ("constant", "poisson", "gamma") else nan
-    cold = {p.name: (rate, users) for p in arm.passes if p.state == "cold"}
+    cold = {p.name: (rate, p.concurrency or users) for p in arm.passes if p.state == "cold"}
     if (loads := plan.loads) is not None:
         for load in sorted(point.load for point in loads.points(requests, arm.label)):
             cold[loads.unit.pass_name(load)] = (load, nan) if loads.unit == RATE else (nan, load)
