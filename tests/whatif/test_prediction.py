@@ -10,6 +10,7 @@ from workbench.experiment.result.predicted import check_words
 from workbench.metrics.gates.gate import Gate
 from workbench.whatif.fits import RESAMPLES
 from workbench.whatif.held_out import checked_error, held_out
+from workbench.whatif.model.closed_form import closed_form
 from workbench.whatif.prediction import interval, predict
 from workbench.whatif.prediction_text import prediction_page
 
@@ -258,11 +259,15 @@ def test_held_out_runs_are_compared_number_by_number():
         held_out(PROFILE, known_run("1p1d"))
 
 
-def test_one_length_is_one_number_and_no_wait_is_negative(tmp_path):
+def test_one_length_is_one_number_and_no_wait_is_negative(tmp_path, monkeypatch):
+    def noisy(*given, **more):
+        return replace(closed_form(*given, **more), simulated_wait_s=-1.6e-4)
+
+    monkeypatch.setattr("workbench.whatif.prediction.closed_form", noisy)
     quiet = LOAD | {"topology": "1p2d", "rate_per_s": "0.01"}
     found = prediction_page(PROFILE.write(tmp_path), quiet)
     assert "requests with prompts of 4,000 tokens" in found
-    assert "simulated -" not in found
+    assert "simulated 0 ms (" in found
     with pytest.raises(PlanError, match="got '500'"):
         predicted({"prompt_tokens": 500, "rate_per_s": 1})
 
