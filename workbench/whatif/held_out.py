@@ -46,14 +46,15 @@ class HeldOut:
     @property
     def no_check(self) -> str:
         """Why this pass checks no prediction; empty if it can."""
-        if self.spoiled.effect in ("struck", "rough"):
-            return self.spoiled.said
+        if self.predicted.refused:
+            return self.predicted.refused
+        reasons = [self.spoiled.said] if self.spoiled.effect in ("struck", "rough") else []
         closed = self.predicted.load.arrivals == "closed"
         least = LEAST_CLOSED if closed else LEAST_ARRIVALS
         if self.answered < least:
             loop = "a closed loop" if closed else "an open loop"
-            return f"{self.answered} answered requests, a check in {loop} needs {least}"
-        return self.predicted.refused
+            reasons.append(f"{self.answered} answered requests, a check in {loop} needs {least}")
+        return "; ".join(reasons)
 
     def error(self, metric: str) -> float:
         """Predicted / measured - 1; NaN where nothing was predicted, or the run is not valid."""

@@ -93,8 +93,8 @@ def _checked(row: HeldOut) -> str:
     errors = ", ".join(
         f"{METRICS[name][0]} {percent(row.error(name), 1, signed=True)}" for name in CHECKED
     )
-    notes = dict.fromkeys(filter(None, (row.spoiled.said, row.no_check)))
-    return f"{where}: {errors}" + (f" ({'; '.join(notes)})" if notes else "")
+    note = row.no_check or row.spoiled.said
+    return f"{where}: {errors}" + (f" ({note})" if note else "")
 
 
 def _checked_only(checks: Sequence[HeldOut]) -> str:
