@@ -50,6 +50,7 @@ from workbench.serve.vllm import EngineSettings
 from workbench.topology import TensorParallel, Topology
 from workbench.whatif.highest_rates import highest_rates
 from workbench.whatif.prediction import predict
+from workbench.whatif.prediction_text import check_used
 from workbench.whatif.profile_file import read_profile
 from workbench.whatif.profile_plan import profile_params, profile_plan
 from workbench.whatif.rate_curve import quick
@@ -311,6 +312,20 @@ PARAMETERS = [
     (SWEEP, {**SIZES, "workload": "text"}, "working_sets needs workload=ref", "'text'", "short"),
     (SWEEP, {**SIZES, "rates_per_s": [1]}, "working_sets needs a closed", "'closed'", "rate sweep"),
     (SWEEP, {"measure": "1p2d"}, "measure=1p2d does not apply to predict=False", "1p2d", "-p pre"),
+    (
+        SWEEP,
+        {"concurrency": 4, "rate_per_s": 3},
+        "concurrency=4 does not apply to arrivals=poisson",
+        "4",
+        "-p arrivals closed -p concurrency 4",
+    ),
+    (
+        SWEEP,
+        {"concurrency": 4, "rates_per_s": [1]},
+        "concurrency=4 does not apply to a rate sweep",
+        "4",
+        "-p arrivals closed -p concurrency 4",
+    ),
     (SWEEP, {"predict": True}, "predict=True needs measure", "''", "-p measure 1p2d"),
     (SWEEP, {**PREDICT, "measure": "2p1d"}, "measure must be of topology (1p2d)", "2p1d", "1p2d"),
     (SWEEP, {**PREDICT, "measure": "2q"}, "measure must be of topology (1p2d)", "'2q'", "1p2d"),
@@ -659,6 +674,12 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
      "workbench profile -p connector nixl"),
     (lambda: foretold(kv_cache_mib=64), "kv_cache_mib must be the profile's 256", "64",
      "-p kv_cache_mib 256"),
+    (lambda: foretold(concurrency=4), "concurrency=4 does not apply to arrivals=poisson", "4",
+     "-p arrivals closed"),
+    (lambda: check_used({"gpu_hour_price": "4 USD"}), "gpu_hour_price needs --splits", "",
+     "--splits 8 -p gpu_hour_price '4 USD'"),
+    (lambda: check_used({"rounds": "3"}), "rounds=3 does not apply to workbench predict", "3",
+     "workbench run pd_sweep -p rounds 3"),
     (lambda: foretold(fault="wrong_kv"), "fault must be the profile's ''", "'wrong_kv'", ""),
     (lambda: foretold(prompt_tokens=9_000), "prompt_tokens must be within the profiled lengths",
      "9,000", "-p prompt_tokens 8000"),

@@ -198,7 +198,7 @@ def predict(options: argparse.Namespace) -> int:
         return _splits(options, given)
     if options.page:
         raise ParameterError(
-            needs("--page", "--splits", options.splits, "--splits 8 --page splits.html")
+            "--page needs --splits, whose table it shows (example: --splits 8 --page splits.html)"
         )
     from workbench.whatif.prediction_text import prediction_page
 

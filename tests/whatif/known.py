@@ -90,7 +90,14 @@ def known_profile(largest_batch: float = 16.0) -> Profile:
     )  # fmt: skip
 
 
-def known_run(topology: str = "1p1d", *, folder: Path = Path("none")) -> Result:
+def known_run(
+    topology: str = "1p1d",
+    *,
+    folder: Path = Path("none"),
+    shortest: int = 1_000,
+    longest: int = 8_000,
+    requests_each: int = 4,
+) -> Result:
     """A run of six lengths at 1 and 4 in flight and warm at 8, simulated with COSTS."""
     requests, legs = [], []
     for name, concurrency, cached in (
@@ -98,7 +105,7 @@ def known_run(topology: str = "1p1d", *, folder: Path = Path("none")) -> Result:
         ("cold, 4", 4, 0.0),
         ("warm, 8", 8, 1.0),
     ):
-        prompts = np.tile(np.linspace(1_000, 8_000, 6).astype(np.int64), 4)
+        prompts = np.tile(np.linspace(shortest, longest, 6).astype(np.int64), requests_each)
         load = Load(
             prompt_tokens=prompts,
             cached_tokens=(cached * (prompts - 1)).astype(np.int64),

@@ -5,10 +5,12 @@ from math import isnan
 import pytest
 
 from tests.whatif.known import COSTS, FRONT_S, known_profile, known_run
-from workbench.errors import PlanError, ResultError
+from workbench.errors import ParameterError, PlanError, ResultError
+from workbench.experiment.result.predicted import check_words
 from workbench.metrics.gates.gate import Gate
 from workbench.whatif.fits import RESAMPLES
-from workbench.whatif.held_out import held_out
+from workbench.whatif.held_out import checked_error, held_out
+from workbench.whatif.model.closed_form import closed_form
 from workbench.whatif.prediction import interval, predict
 from workbench.whatif.prediction_text import prediction_page
 
@@ -136,6 +138,13 @@ def test_a_tpot_limit_that_no_request_can_meet_is_refused():
         predicted({"rate_per_s": 1, "tpot_limit_ms": 0.0001})
 
 
+def in_a_closed_loop(**given):
+    """A run of 2p2d with prompts of 4,000 tokens at 1 and 4 in flight, predicted as such."""
+    run = known_run("2p2d", shortest=4_000, longest=4_000, **given)
+    own = {"prompt_tokens": 4_000, "requests": len(run.requests) // 3}
+    return replace(run, run=replace(run.run, parameters=run.run.parameters | own))
+
+
 def gated(result, name):
     gate = Gate(name=name, outcome="FAIL", sentence="")
     return replace(result, run=replace(result.run, gates=(gate,)))
@@ -148,24 +157,93 @@ def test_a_held_out_pass_that_is_not_valid_gives_no_error():
     assert rough.spoiled.said.startswith("rough: ") and not isnan(rough.error("ttft_s"))
 
 
-def test_only_what_was_held_out_is_checked(tmp_path, monkeypatch):
+@pytest.fixture
+def page(tmp_path, monkeypatch):
+    """What `workbench predict` prints for 2p2d in the closed loop of a measured run."""
     monkeypatch.setattr("workbench.whatif.prediction.RESAMPLES", 1)
-    path, run = PROFILE.write(tmp_path), known_run("2p2d")
 
-    def page(run, **given):
+    def printed(run, profile=PROFILE, times=1, **given):
         monkeypatch.setattr("workbench.whatif.prediction_text.load_result", lambda _: run)
-        return prediction_page(path, LOAD | {"rate_per_s": "1"} | given, [tmp_path])
+        asked = LOAD | {"topology": "2p2d", "concurrency": 4, "requests": 24} | given
+        return prediction_page(profile.write(tmp_path), asked, [tmp_path] * times)
 
-    assert "not checked here" not in page(run, topology="2p2d")
-    within = page(run, topology="2p2d", ttft_limit_ms="500").splitlines()
+    return printed
+
+
+def test_a_checked_number_has_the_error_of_its_check(page):
+    found = page(in_a_closed_loop())
+    assert "not checked here" not in found
+    assert found.count("  checked: +") + found.count("  checked: -") == 4
+    within = page(in_a_closed_loop(), ttft_limit_ms="500").splitlines()
     assert ["within limits" in line for line in within if "not checked here" in line] == [True]
-    for given in ({"topology": "1p2d"}, {"topology": "2p2d", "rate_per_s": "12"}):
-        other = page(run, **given)
-        assert other.count("not checked here") == 4
-        assert "checked on 2p2d up to " in other and "only, worst TTFT error " in other
-    void = page(gated(run, "no failed transfers"), topology="2p2d")
-    assert "left out, not valid: KV transfers failed" in void
-    assert void.count("not checked here") == 4 and "checked nowhere" in void
+
+
+def test_an_error_above_the_goal_refutes_the_number(page):
+    slow = replace(PROFILE.decode, coefficients=tuple(4 * x for x in PROFILE.decode.coefficients))
+    found = page(in_a_closed_loop(), replace(PROFILE, decode=slow)).splitlines()
+    (tpot,) = (line for line in found if line.startswith("  TPOT, median"))
+    assert "refuted here: +3" in tpot
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"topology": "2p1d"}, ""),
+        ({"concurrency": 8}, "utilisation "),
+        ({"concurrency": 1, "rate_per_s": "1"}, "arrivals closed, here poisson"),
+        ({"prompt_tokens": 6_000}, "4,000 prompt tokens, here 6,000"),
+        ({"output_tokens": 64}, "32 output tokens, here 64"),
+        ({"workload": "shared_prefix"}, "workload short, here shared_prefix"),
+    ],
+)
+def test_another_load_or_topology_is_not_checked(page, given, says):
+    found = page(in_a_closed_loop(), **given)
+    assert found.count("not checked here") == 4
+    assert ("held-out 2p2d at 4 users does not check it: " + says in found) == bool(says)
+    assert "checked on 2p2d up to " in found and "only, worst TTFT error " in found
+
+
+def test_a_number_shows_the_largest_error_of_its_checks():
+    found = predicted({"topology": "2p2d", "concurrency": 4, "requests": 24})
+    (_, row) = held_out(PROFILE, in_a_closed_loop())
+    off = replace(row, measured={name: value / 2 for name, value in row.measured.items()})
+    error = checked_error([row, off, row], found, "tpot_s")
+    assert error == off.error("tpot_s") and check_words(error).startswith("refuted here: +1")
+    assert check_words(0.1504) == "refuted here: +15.0 %" and check_words(-0.15)[:7] == "checked"
+
+
+def test_a_few_requests_of_an_open_loop_are_doubted():
+    few, enough = (predicted({"topology": "4p4d", "rate_per_s": 1, "requests": n}) for n in (3, 20))
+    assert few.doubts[0].startswith("Only 3 requests per pass of an open loop: their arrival times")
+    assert enough.doubts == ()
+
+
+def test_the_same_run_is_compared_once(page, tmp_path):
+    assert page(in_a_closed_loop(), times=2) == page(in_a_closed_loop())
+
+
+def test_a_short_trace_is_refused_as_a_short_file_of_prompts_is(tmp_path):
+    row = {"timestamp": 0, "input_length": 1_024, "output_length": 8, "hash_ids": [1, 2]}
+    file = tmp_path / "trace.jsonl"
+    file.write_text(json.dumps(row))
+    profile = replace(PROFILE, parameters=PROFILE.parameters | {"requests": 24})
+    with pytest.raises(ParameterError, match="requests must be at most 1 "):
+        params = profile.params({"workload": "trace", "trace_file": str(file)})
+        predict(profile, params, params.topologies[0])
+
+
+@pytest.mark.parametrize(
+    ("run", "says"),
+    [
+        (gated(in_a_closed_loop(), "no failed transfers"), "left out, not valid: KV transfers"),
+        (gated(in_a_closed_loop(), "client kept up"), "(rough: "),
+        (in_a_closed_loop(requests_each=1), "6 answered requests, a check in a closed loop needs"),
+    ],
+)
+def test_a_pass_that_is_rough_or_small_checks_nothing(page, run, says):
+    found = page(run)
+    assert says in found
+    assert found.count("not checked here") == 4 and "checked nowhere" in found
 
 
 def test_held_out_runs_are_compared_number_by_number():
@@ -173,6 +251,19 @@ def test_held_out_runs_are_compared_number_by_number():
     assert [row.requests for row in rows] == [24, 24]
     with pytest.raises(ResultError, match="no cold pass of a topology other than 1p1d"):
         held_out(PROFILE, known_run("1p1d"))
+
+
+def test_one_length_is_one_number_and_no_wait_is_negative(tmp_path, monkeypatch):
+    def noisy(*given, **more):
+        return replace(closed_form(*given, **more), simulated_wait_s=-1.6e-4)
+
+    monkeypatch.setattr("workbench.whatif.prediction.closed_form", noisy)
+    quiet = LOAD | {"topology": "1p2d", "rate_per_s": "0.01"}
+    found = prediction_page(PROFILE.write(tmp_path), quiet)
+    assert "requests with prompts of 4,000 tokens" in found
+    assert "simulated 0 ms (" in found
+    with pytest.raises(PlanError, match="got '500'"):
+        predicted({"prompt_tokens": 500, "rate_per_s": 1})
 
 
 def test_the_page_says_what_was_not_checked(tmp_path):

@@ -49,13 +49,19 @@ async def test_errors_of_held_out_topologies_come_first(measured, tmp_path):
     result = await predicted(tmp_path)
     assert measured == ["profile", "pd_sweep"]
     lines = "\n".join(result.prediction_lines())
-    assert lines.startswith("## Predictions\nThe first table has the prediction errors")
+    assert lines.startswith("## Predictions\nSome topologies were held out: measured, but not")
+    for table in (result.held_out_table(), result.prediction_table()):
+        assert "Brackets: 91 % prediction interval" in table.attrs["caption"]
     assert result.run.profile.startswith("Profile of 1p1d and 1a: run ")
     (held,) = result.held_out_table().to_dict("records")
     assert held["arm"] == "2p2d" and held["TTFT, ms"].startswith(("+", "-"))
     assert "predicted" in held["TPOT, ms"]
     checks = dict(result.prediction_table()[["topology", "check"]].itertuples(index=False))
-    assert checks["2p2d"] == "held out" and checks["2p4d"] == "not checked here"
+    # The measured times are those of a closed loop, so they contradict the predicted open loop.
+    assert checks["2p2d"] == "refuted here" and checks["2p4d"] == "not checked here"
+    shown = result.prediction_table().set_index("topology")
+    assert ", refuted here: -" in shown.loc["2p2d", "TTFT, ms"]
+    assert "here" not in shown.loc["2p4d", "TTFT, ms"]
     assert checks["1p1d"].startswith("near saturation: not predicted (prefill queue at ")
     assert load_result(result.folder).run == result.run
     assert (result.folder / "profile.json").exists()
@@ -69,7 +75,10 @@ async def test_fits_and_predictions_are_tables_and_a_figure(measured, tmp_path):
     assert set(tables["predictions"]["topology"]) == {"2p2d", "1p1d", "2p4d"}
     shown = result.fit_table().set_index("part")
     assert shown.loc["prefill", "valid for"] == "1,000 to 8,000 tokens"
-    assert shown.loc["prefill", "fit"] == "10 ms x steps + 20 us x tokens + 1 ns x pairs of tokens"
+    assert shown.loc["transfer", "valid for"] == "1.00 to 10.0 MB, 0 other transfers"
+    assert shown.loc["prefill", "fit"] == (
+        "10.0 ms per step + 20.0 ms per 1,000 tokens + 1.00 ms per million pairs of tokens"
+    )
 
 
 async def test_a_finished_profile_is_used_until_it_is_forgotten(measured, tmp_path):

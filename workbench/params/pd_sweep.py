@@ -328,6 +328,11 @@ class PdSweep(LoadParams):
         return bool(self.rates_per_s) or (self.search and self.arrivals != "closed")
 
     @property
+    def uses_concurrency(self) -> bool:
+        """Also for the profile of a run with predictions."""
+        return self.predict or (self.arrival_kind == "closed" and not self.sweeps_rates)
+
+    @property
     def topologies(self) -> tuple[Topology, ...]:
         """The topologies to measure, or to predict. Raises ParameterError on text that is not a
         topology."""

@@ -369,6 +369,11 @@ class LoadParams(EngineParams):
         """Whether arrival rates come from a sweep or search."""
         return False
 
+    @property
+    def uses_concurrency(self) -> bool:
+        """Whether `concurrency` has a meaning."""
+        return self.arrival_kind == "closed" and not self.sweeps_rates
+
     def mistakes(self) -> Iterator[str]:
         yield from EngineParams.mistakes(self)
         yield from target_mistakes(self.targets)
@@ -419,6 +424,10 @@ class LoadParams(EngineParams):
         if self.rate_per_s and not (at_a_rate or self.sweeps_rates):
             example = "-p arrivals poisson -p rate_per_s 2"
             yield unused("rate_per_s", self.rate_per_s, arriving, example)
+        if self.concurrency != 1 and not self.uses_concurrency:
+            loop = "a rate sweep or search" if self.sweeps_rates else arriving
+            example = f"-p arrivals closed -p concurrency {self.concurrency}"
+            yield unused("concurrency", self.concurrency, loop, example)
         if self.burstiness != 1 and kind != "gamma":
             example = "-p arrivals gamma -p rate_per_s 2 -p burstiness 0.5"
             yield unused("burstiness", self.burstiness, arriving, example)

@@ -33,7 +33,7 @@ def table(frame: pd.DataFrame) -> Styler | None:
 
     `attrs["shows"]` names the kinds of number in it, and `attrs["failed_gates"]` the gates that
     failed: what they strike is struck out row by row, and the caption says why. `attrs["headers"]`
-    has the headers of columns that have no name of their own here.
+    has the headers of columns that have no name of their own here, `attrs["caption"]` a caption.
     """
     if frame.empty:
         return None
@@ -41,6 +41,9 @@ def table(frame: pd.DataFrame) -> Styler | None:
     headers = [escape(own.get(name, name.replace("_", " "))) for name in map(str, frame.columns)]
     shown = frame.style.hide(axis="index").format(_cell, escape="html")
     shown = shown.relabel_index(headers, axis="columns")
+    caption = frame.attrs.get("caption", "")
+    if caption:
+        shown = shown.set_caption(escape(caption))
     failed, kinds = frame.attrs.get("failed_gates", ()), frame.attrs.get("shows", ())
     if not failed or not kinds:
         return shown
@@ -55,7 +58,8 @@ def table(frame: pd.DataFrame) -> Styler | None:
     numbers: list[Hashable] = [name for name in frame.columns if name not in _LABELS]
     said = dict.fromkeys(does(row, name).said for row in rows for name in numbers)
     if text := "; ".join(filter(None, said)):
-        shown = shown.set_caption(escape(f"{text[:1].upper()}{text[1:]}."))
+        caption = f"{caption} {text[:1].upper()}{text[1:]}.".strip()
+        shown = shown.set_caption(escape(caption))
     return shown.apply(
         lambda column: [_STRUCK if does(row, column.name).struck else "" for row in rows],
         subset=numbers,

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import isnan, nan
 
 from workbench.errors import ParameterError, PlanError, ResultError
+from workbench.experiment.findings.sentences import percent
+from workbench.experiment.plan.offered_load.traffic import LEAST_ARRIVALS
 from workbench.experiment.result.result import Result
 from workbench.metrics.gates.gate_effects import Spoil, spoil
-from workbench.metrics.latency import own_concurrency, system_tps
+from workbench.metrics.latency import own_concurrency, succeeded, system_tps
 from workbench.topology import Topology
 from workbench.whatif.prediction import Prediction, predict
 from workbench.whatif.profile import Profile
 
 CHECKED = ("ttft_s", "tpot_s", "e2e_s", "system_tps")
 """The metrics that are compared; the limits of goodput may differ."""
+LEAST_CLOSED = 10
+"""Fewest answered requests of a closed-loop pass that checks a prediction; an open loop needs
+`LEAST_ARRIVALS`."""
 PROFILED = ("1p1d", "1a")
 """Topologies that are profiled, so they cannot check a prediction."""
 
@@ -29,11 +35,26 @@ class HeldOut:
     users: int
     """Requests in flight of a user sweep; 0 otherwise."""
     requests: int
+    answered: int
+    """Requests that succeeded, in the round with the fewest."""
     measured: dict[str, float]
     """Medians over all rounds by metric; of `system_tps` the mean of the rounds."""
     predicted: Prediction
     spoiled: Spoil = field(default_factory=Spoil)
     """What failed gates of the measured run do to its times."""
+
+    @property
+    def no_check(self) -> str:
+        """Why this pass checks no prediction; empty if it can."""
+        if self.predicted.refused:
+            return self.predicted.refused
+        reasons = [self.spoiled.said] if self.spoiled.effect in ("struck", "rough") else []
+        closed = self.predicted.load.arrivals == "closed"
+        least = LEAST_CLOSED if closed else LEAST_ARRIVALS
+        if self.answered < least:
+            loop = "a closed loop" if closed else "an open loop"
+            reasons.append(f"{self.answered} answered requests, a check in {loop} needs {least}")
+        return "; ".join(reasons)
 
     def error(self, metric: str) -> float:
         """Predicted / measured - 1; NaN where nothing was predicted, or the run is not valid."""
@@ -98,6 +119,7 @@ def held_out(
                 rate_per_s=rate_per_s,
                 users=own,
                 requests=len(group) // len(rounds),
+                answered=int(succeeded(group).groupby(group["round"]).sum().min()),
                 measured=measured,
                 predicted=predicted,
                 spoiled=spoil(failed, "times", passes={str(name)}, arms={str(arm)}),
@@ -120,10 +142,22 @@ def held_out(
     return found
 
 
-def covers(row: HeldOut, found: Prediction, metric: str) -> bool:
-    """Whether a held-out pass checks this number: same topology, at least the same utilisation."""
-    if metric not in CHECKED:
-        return False
-    same = row.predicted.topology == found.topology
-    most = row.predicted.closed.utilisation + 1e-9
-    return same and found.closed.utilisation <= most and not isnan(row.error(metric))
+def differs(row: HeldOut, found: Prediction) -> str:
+    """Why a held-out pass does not check a prediction of its topology; empty if it does."""
+    if row.no_check:
+        return row.no_check
+    if other := row.predicted.load.differs(found.load):
+        return other
+    most, here = row.predicted.closed.utilisation, found.closed.utilisation
+    return "" if here <= most + 1e-9 else f"utilisation {percent(most)}, here {percent(here)}"
+
+
+def checked_error(checks: Iterable[HeldOut], found: Prediction, metric: str) -> float:
+    """The largest error of the held-out passes that check this number; NaN if none does."""
+    errors = [
+        error
+        for row in checks
+        if metric in CHECKED and row.predicted.topology == found.topology
+        if not differs(row, found) and not isnan(error := row.error(metric))
+    ]
+    return max(errors, key=abs, default=nan)

@@ -13,13 +13,18 @@ from workbench.experiment.findings.sentences import percent
 from workbench.experiment.plan.engine_setup import engine_of
 from workbench.experiment.plan.offered_load.loads import latency_limits
 from workbench.experiment.plan.offered_load.search import Limits
-from workbench.experiment.plan.offered_load.traffic import arrivals_of, workload_of
+from workbench.experiment.plan.offered_load.traffic import (
+    arrival_doubts,
+    arrivals_of,
+    workload_of,
+)
 from workbench.load.workload.workload import Workload
 from workbench.metrics.ideal import Asked, Call, IdealCaches
 from workbench.params.pd_sweep import PdSweep
 from workbench.serve.connectors import connector
 from workbench.topology import Topology
 from workbench.whatif.fits import RESAMPLES
+from workbench.whatif.load_kind import LoadKind
 from workbench.whatif.model.closed_form import ClosedForm, closed_form
 from workbench.whatif.model.costs import Costs
 from workbench.whatif.model.simulation import Load, Simulated, simulate
@@ -56,6 +61,7 @@ class Prediction:
 
     topology: Topology
     closed: ClosedForm
+    load: LoadKind
     numbers: tuple[Predicted, ...] = ()
     refused: str = ""
     doubts: tuple[str, ...] = ()
@@ -80,6 +86,10 @@ class Case:
     def at(self, rate_per_s: float) -> Case:
         """The same requests at another rate."""
         return replace(self, params=replace(self.params, rate_per_s=rate_per_s))
+
+    @property
+    def kind(self) -> LoadKind:
+        return LoadKind.of(self.params, self.workload)
 
     def load(self, draw: int = 0) -> Load:
         """The requests of a draw. Draw 0 has the seed of the parameters; others have their own."""
@@ -143,18 +153,21 @@ def predict_case(case: Case, *, draws: int, compared: bool = True) -> Prediction
     costs = profile.costs()
     closed = case.closed_form(compared=compared)
     if why := _saturated(closed):
-        return Prediction(topology=topology, closed=closed, refused=why)
+        return Prediction(topology=topology, closed=closed, load=case.kind, refused=why)
     first = simulate(topology, case.load(), costs)
     if isnan(closed.rate_per_s):
         ended_s = (first.requests["sent_s"] + first.requests["e2e_s"]).max()
         closed = replace(closed, rate_per_s=float(len(first.requests) / ended_s))
     if why := _saturated(closed) or _outside(profile, first, costs):
-        return Prediction(topology=topology, closed=closed, refused=why, simulated=first)
+        return Prediction(
+            topology=topology, closed=closed, load=case.kind, refused=why, simulated=first
+        )
     found = [_numbers(first, latency_limits(case.params))]
     found += [case.numbers(draw) for draw in range(1, draws + 1)]
     return Prediction(
         topology=topology,
         closed=closed,
+        load=case.kind,
         numbers=tuple(
             Predicted(metric=metric, value=values[0], low=min(values), high=max(values))
             for metric in METRICS
@@ -179,6 +192,11 @@ def check_turns(params: PdSweep, workload: Workload) -> None:
         raise PlanError(must_be("workload", allowed, params.workload, "batch_processing"))
 
 
+def span(low: int, high: int) -> str:
+    """`1,000 to 4,000`, or `4,000` where both are that."""
+    return f"{low:,} to {high:,}" if low < high else f"{low:,}"
+
+
 def _check(profile: Profile, params: PdSweep, workload: Workload, topology: Topology) -> None:
     """Raises PlanError where the profile says nothing about this workload."""
     check_turns(params, workload)
@@ -191,7 +209,7 @@ def _check(profile: Profile, params: PdSweep, workload: Workload, topology: Topo
                                     "-p prompt_tokens 2000"))  # fmt: skip
     low, high = profile.prefill.ranges["tokens"]
     if min(prompts) < low or max(prompts) > high:
-        got = f"{min(prompts):,} to {max(prompts):,}"
+        got = span(min(prompts), max(prompts))
         allowed = f"within the profiled lengths ({low:,.0f} to {high:,.0f})"
         raise PlanError(must_be("prompt_tokens", allowed, got, f"{high:.0f}"))
     least_ms = 1000 * profile.lone_ttft_s[0] / 2
@@ -354,7 +372,7 @@ def _transfer_doubts(profile: Profile, found: Simulated) -> list[str]:
 
 def _doubts(case: Case, closed: ClosedForm, found: Simulated) -> list[str]:
     profile, workload, topology = case.profile, case.workload, case.topology
-    doubts = []
+    doubts = arrival_doubts(case.params, len(workload.requests))
     if not isnan(closed.wait_s) and closed.differs:
         doubts.append(
             "Simulation and closed form differ: mean prefill queue"

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from math import isnan
 from pathlib import Path
 from typing import Any
 
+from workbench.errors import ParameterError
 from workbench.experiment.findings.sentences import percent
 from workbench.experiment.load_unit import USERS
 from workbench.experiment.plan.offered_load.traffic import arrivals_of
-from workbench.experiment.result.predicted import METRICS
+from workbench.experiment.result.predicted import METRICS, check_words
 from workbench.experiment.result.result import load_result
 from workbench.params.pd_sweep import PdSweep
-from workbench.whatif.held_out import CHECKED, HeldOut, covers, held_out
+from workbench.whatif.held_out import CHECKED, HeldOut, checked_error, differs, held_out
 from workbench.whatif.load_text import limits_text, requests_text
 from workbench.whatif.prediction import Predicted, Prediction, predict
 from workbench.whatif.profile import Profile
 from workbench.whatif.profile_file import read_profile
+
+_OF_SPLITS = ("gpu_hour_price", "limits_share")
+"""Parameters that only `--splits` uses."""
+_OF_A_RUN = (
+    *("rounds", "opponents", "client_workers", "time_budget_s", "targets", "output_dir"),
+    *("predict", "measure"),
+)
+"""Parameters that only a measured run uses."""
 
 
 def prediction_page(
@@ -27,6 +37,7 @@ def prediction_page(
 
     Raises ResultError, PlanError and ParameterError.
     """
+    check_used(given)
     profile = read_profile(profile_file)
     params = profile.params(given)
     lines = [f"profile {profile.run_id}" + " (simulated engine)" * profile.simulated]
@@ -35,12 +46,30 @@ def prediction_page(
     lines.append(f"  times differ from their fit, in the median: {off}")
     lines += _aggregated(profile)
     lines += (f"  {doubt}" for doubt in profile.doubts)
-    checks = [row for folder in measured for row in held_out(profile, load_result(folder))]
+    folders = dict.fromkeys(folder.resolve() for folder in measured)
+    checks = [row for folder in folders for row in held_out(profile, load_result(folder))]
     lines += map(_checked, checks)
     for topology in params.topologies:
         found = predict(profile, params, topology)
         lines += ["", *_lines(found, params, checks)]
     return "\n".join(lines)
+
+
+def check_used(given: Mapping[str, Any]) -> None:
+    """Raises ParameterError for parameters of a sweep that a prediction does not use."""
+    for name in _OF_SPLITS:
+        if name in given:
+            example = f"--splits 8 -p {name} {shlex.quote(str(given[name]))}"
+            raise ParameterError(
+                f"{name} needs --splits, which predicts the highest rate (example: {example})"
+            )
+    for name in _OF_A_RUN:
+        if name in given:
+            example = f"workbench run pd_sweep -p {name} {shlex.quote(str(given[name]))}"
+            raise ParameterError(
+                f"{name}={given[name]} does not apply to workbench predict, which measures"
+                f" nothing. Leave out {name}, or measure (example: {example})"
+            )
 
 
 def _aggregated(profile: Profile) -> Iterator[str]:
@@ -54,11 +83,13 @@ def _aggregated(profile: Profile) -> Iterator[str]:
         yield f"  prediction errors on the profile's own 1a (not fitted), {'; '.join(each)}"
 
 
-def _checked(row: HeldOut) -> str:
+def _where(row: HeldOut) -> str:
     load = f"{row.rate_per_s:g} req/s" if row.rate_per_s else "a closed loop"
-    if row.users:
-        load = USERS.said(row.users)
-    where = f"held-out {row.arm} at {load}, {row.requests} requests"
+    return f"held-out {row.arm} at {USERS.said(row.users) if row.users else load}"
+
+
+def _checked(row: HeldOut) -> str:
+    where = f"{_where(row)}, {row.requests} requests"
     if row.spoiled.struck:
         return f"{where}: left out, {row.spoiled.said}"
     if row.predicted.refused:
@@ -66,14 +97,15 @@ def _checked(row: HeldOut) -> str:
     errors = ", ".join(
         f"{METRICS[name][0]} {percent(row.error(name), 1, signed=True)}" for name in CHECKED
     )
-    return f"{where}: {errors}" + (f" ({row.spoiled.said})" if row.spoiled.said else "")
+    note = row.no_check or row.spoiled.said
+    return f"{where}: {errors}" + (f" ({note})" if note else "")
 
 
 def _checked_only(checks: Sequence[HeldOut]) -> str:
     """Where the profile was checked, for a prediction elsewhere."""
-    usable = [row for row in checks if not isnan(row.error("ttft_s"))]
+    usable = [row for row in checks if not row.no_check and not isnan(row.error("ttft_s"))]
     if not usable:
-        return "checked nowhere: no held-out pass is valid and predicted"
+        return "checked nowhere: no held-out pass is valid, predicted and large enough"
     worst = max((row.error("ttft_s") for row in usable), key=abs)
     most: dict[str, float] = {}
     for row in usable:
@@ -81,6 +113,13 @@ def _checked_only(checks: Sequence[HeldOut]) -> str:
         most[name] = max(busy, most.get(name, 0.0))
     where = " and ".join(f"{name} up to {percent(busy)} of its rate" for name, busy in most.items())
     return f"checked on {where} only, worst TTFT error {percent(worst, signed=True)}"
+
+
+def _no_checks(found: Prediction, checks: Sequence[HeldOut]) -> Iterator[str]:
+    """Why the held-out passes of this topology do not check it."""
+    for row in checks:
+        if row.predicted.topology == found.topology and not row.no_check:
+            yield f"  {_where(row)} does not check it: {differs(row, found)}"
 
 
 def _lines(found: Prediction, params: PdSweep, checks: Sequence[HeldOut]) -> Iterator[str]:
@@ -100,18 +139,18 @@ def _lines(found: Prediction, params: PdSweep, checks: Sequence[HeldOut]) -> Ite
     unchecked = False
     for one in found.numbers:
         if not isnan(one.value):
-            checked = one.metric in CHECKED and any(
-                covers(row, found, one.metric) for row in checks
-            )
-            unchecked |= one.metric in CHECKED and not checked
-            yield f"  {_number(one)}" + "  not checked here" * (not checked)
+            error = checked_error(checks, found, one.metric)
+            unchecked |= one.metric in CHECKED and isnan(error)
+            yield f"  {_number(one)}  {check_words(error)}"
     if checks and unchecked:
+        yield from _no_checks(found, checks)
         yield f"  {_checked_only(checks)}"
     yield "  p99: not predicted (no check supports it)"
     if not isnan(closed.wait_s):
+        simulated_s = max(0.0, closed.simulated_wait_s)  # a difference of means
         yield (
             "  mean prefill queue of a long run: simulated"
-            f" {1000 * closed.simulated_wait_s:.3g} ms (+- {1000 * closed.simulated_error_s:.3g}),"
+            f" {1000 * simulated_s:.3g} ms (+- {1000 * closed.simulated_error_s:.3g}),"
             f" Pollaczek-Khinchine {1000 * closed.wait_s:.3g} ms"
         )
     yield from (f"  {doubt}" for doubt in found.doubts)

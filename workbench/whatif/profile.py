@@ -171,9 +171,13 @@ class Profile:
                     f" {here[name]!r}); measure one here (example: workbench profile -p connector"
                     " nixl)"
                 )
+        profiled = bool(given.get("predict"))
         given = {name: v for name, v in given.items() if name not in ("predict", "measure")}
         kept = {name: v for name, v in self.parameters.items() if name not in FREE}
         kept |= self._load(given)
+        if profiled and "concurrency" in given:  # which may be that of the profile only
+            own = {name: v for name, v in given.items() if name != "concurrency"}
+            given = given if check_params("pd_sweep", kept | own).uses_concurrency else own
         # Values given as text become those of their type.
         asked: PdSweep = check_params("pd_sweep", kept | dict(given))
         usual = PdSweep()  # of parameters that are newer than the profile

@@ -13,12 +13,19 @@ from workbench.experiment.findings.headline import headline
 from workbench.experiment.findings.sentences import percent
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.result.facts import RunFacts
-from workbench.experiment.result.predicted import FitRow, HeldOutRow, OwnErrorRow, PredictedRow
+from workbench.experiment.result.predicted import (
+    GOAL,
+    FitRow,
+    HeldOutRow,
+    OwnErrorRow,
+    PredictedRow,
+)
 from workbench.experiment.result.result import Result, load_result
 from workbench.experiment.result.run_folder import RunFolder, output_root
 from workbench.experiment.run.run_log import Echo, OnRecord, echo_line
+from workbench.metrics.statistics import three_digits
 from workbench.params.pd_sweep import PdSweep
-from workbench.whatif.held_out import CHECKED, HeldOut, covers, held_out
+from workbench.whatif.held_out import CHECKED, HeldOut, checked_error, held_out
 from workbench.whatif.measured_profile import (
     LARGEST_RESIDUAL,
     LARGEST_TRANSFER_RESIDUAL,
@@ -30,7 +37,13 @@ from workbench.whatif.profile_file import read_profile
 from workbench.whatif.profile_plan import profile_plan as plan_of_profile
 
 _DOUBT = "Predictions: {}"
-_TERMS = {"kv_tokens": "KV tokens", "others": "other transfers", "pairs": "pairs of tokens"}
+_PER = {
+    "steps": (1, "step"), "tokens": (1_000, "1,000 tokens"),
+    "pairs": (1_000_000, "million pairs of tokens"), "sequences": (1, "sequence"),
+    "kv_tokens": (1_000, "1,000 KV tokens"), "bytes": (1_000_000, "MB"),
+    "others": (1, "other transfer"),
+}  # fmt: skip
+"""How many of each input a coefficient is shown for, and its name."""
 
 
 def profile_plan(plan: ExperimentPlan) -> ExperimentPlan | None:
@@ -140,7 +153,8 @@ def _with_predictions(result: Result, profile: Profile, profiled: Path) -> Resul
             continue
         predicted += _rows(found, checks)
         for doubt in found.doubts:
-            doubts.setdefault(doubt, []).append(str(topology))
+            if doubt not in result.run.doubts:  # of the load, which was measured too
+                doubts.setdefault(doubt, []).append(str(topology))
     every = {row.topology for row in predicted if not row.refused}
     more = [_DOUBT.format(doubt) for doubt in profile.doubts]
     for doubt, topologies in doubts.items():
@@ -198,14 +212,13 @@ def _own_errors(profile: Profile) -> tuple[OwnErrorRow, ...]:
 
 
 def _term(part: str, term: str, value: float) -> str:
-    """`9.3 ms`, `21 us x tokens`, `0.9 x wait for a decode step`"""
+    """`9.3 ms`, `21 ms per 1,000 tokens`, `0.9 x wait for a decode step`"""
     if term == "waits":  # which is in seconds itself
         return f"{value:.2g} x wait for a decode step"
-    units = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9, "ps": 1e12}
-    unit = next((one for one, factor in units.items() if value * factor >= 1), "ps")
-    once = term == "transfers" or (part, term) == ("decode step", "steps")
-    of = "" if once else f" x {_TERMS.get(term, term)}"
-    return f"{value * units[unit]:.3g} {unit}{of}"
+    if term == "transfers" or (part, term) == ("decode step", "steps"):
+        return f"{three_digits(1000 * value)} ms"
+    times, per = _PER[term]
+    return f"{three_digits(1000 * times * value)} ms per {per}"
 
 
 def _row(topology: str, **own: Any) -> PredictedRow:
@@ -227,22 +240,28 @@ def _rows(found: Prediction, checks: Sequence[HeldOut]) -> list[PredictedRow]:
     }
     if found.refused:
         return [_row(str(found.topology), refused=found.refused, **known)]
-    return [
-        _row(
-            str(found.topology),
-            metric=one.metric,
-            value=one.value,
-            low=one.low,
-            high=one.high,
-            checked=any(covers(row, found, one.metric) for row in checks),
-            **known,
+    rows = []
+    for one in found.numbers:
+        error = checked_error(checks, found, one.metric)
+        rows.append(
+            _row(
+                str(found.topology),
+                metric=one.metric,
+                value=one.value,
+                low=one.low,
+                high=one.high,
+                checked=abs(error) <= GOAL,  # False for NaN
+                error=error,
+                **known,
+            )
         )
-        for one in found.numbers
-    ]
+    return rows
 
 
 def _compared(check: HeldOut) -> list[HeldOutRow]:
-    left_out = f"left out, {check.spoiled.said}" if check.spoiled.struck else ""
+    note = f"no check: {check.no_check}" if check.no_check else ""
+    if check.spoiled.struck:
+        note = f"left out, {check.spoiled.said}"
     rows = []
     for metric in CHECKED:
         one = check.predicted.number(metric)
@@ -258,7 +277,7 @@ def _compared(check: HeldOut) -> list[HeldOutRow]:
                 low=one.low,
                 high=one.high,
                 error=check.error(metric),
-                note=check.predicted.refused or left_out,
+                note=check.predicted.refused or note,
             )
         )
     return rows

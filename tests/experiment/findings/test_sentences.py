@@ -86,7 +86,7 @@ SMALL = "1p1d lmcache"
         ),
         (
             [replace(WARM_UNSURE, arm=SMALL), warm(18.0), beside(*NOISE)],
-            "Warm KV store: TTFT faster (1 of 2 arms); PD split: no significant effect",
+            "Warm KV store: TTFT faster (1 of 2 arms); cold PD split: no significant effect",
         ),
         (
             [ratio("cache-state", "store-warm", nan, note="the stream was buffered")],
@@ -111,14 +111,14 @@ SMALL = "1p1d lmcache"
             "PD split: mixed effect on cold TTFT",
         ),
         ([warm(18.0), beside(1.4)], "Warm KV store: TTFT 18x faster; PD split: not judged"),
-        ([warm(18.0), beside(*FASTER)], "Warm KV store: TTFT 18x faster; PD split: faster"),
+        ([warm(18.0), beside(*FASTER)], "Warm KV store: TTFT 18x faster; cold PD split: faster"),
         (
             [warm(18.0), beside(*NOISE), beside(0.8, 0.7, 0.9, "store-warm")],
-            "Warm KV store: TTFT 18x faster; PD split: slower (1 of 2 comparisons)",
+            "Warm KV store: TTFT 18x faster; cold PD split: no significant effect",
         ),
         (
             [WARM_UNSURE, beside(*NOISE)],
-            "No significant effect of a warm KV store or PD split on TTFT",
+            "No significant effect of a warm KV store or cold PD split on TTFT",
         ),
     ],
 )
@@ -235,24 +235,24 @@ NIXL, LMCACHE = "1p1d nixl", "1p1d lmcache"
 @pytest.mark.parametrize(
     ("failed", "found"),
     [
-        ({}, "Warm KV store: TTFT 9.0x to 18x faster; PD split: slower"),
+        ({}, "Warm KV store: TTFT 9.0x to 18x faster; cold PD split: slower"),
         # The numbers of other arms stay.
         (
             {"KV moved": (NIXL,)},
-            "Warm KV store: TTFT 9.0x faster; PD split: slower"
+            "Warm KV store: TTFT 9.0x faster; cold PD split: slower"
             " (left out: 1p1d nixl, KV was not transferred)",
         ),
         # Without its only opponent a subject cannot be judged.
         (
             {"no failures": ("2a",)},
-            "Warm KV store: TTFT 9.0x faster; PD split: slower (left out: 2a, requests failed)",
+            "Warm KV store: TTFT 9.0x faster; cold PD split: slower (left out: 2a, requests fail",
         ),
         ({"KV moved": (NIXL, LMCACHE)}, "Not valid: decode instances prefilled instead of fetc"),
         ({"no failures": ("2a", "2a lmcache")}, "Not valid: too many requests failed"),
         ({"KV moved": ()}, "Not valid: decode instances prefilled instead of fetching KV"),
         ({"KV moved": (NIXL,), "steady state": ()}, "Not valid: latencies kept growing"),
         # What only makes numbers doubtful leaves no arm out.
-        ({"cached tokens plausible": (NIXL,)}, "Warm KV store: TTFT 9.0x to 18x faster; PD spl"),
+        ({"cached tokens plausible": (NIXL,)}, "Warm KV store: TTFT 9.0x to 18x faster; cold PD"),
     ],
 )
 def test_a_gate_that_failed_in_one_arm_takes_away_what_rests_on_that_arm(sweep, failed, found):
@@ -393,7 +393,7 @@ def test_scarce_decode_instances_are_set_beside_ample_ones(sweep):
     slow = {"4p1d": 0.030, "2p1d": 0.020, "1p4d": 0.010, "2p2d": 0.012}
     summary = [median(f"{name} lmcache", "cold", s, "tpot_s") for name, s in slow.items()]
     (said,) = sentences.sentences(plan, summary, [])
-    assert "is up to 30.0 ms (4p1d lmcache). The best of the other arms has 10.0 ms (1p4d" in said
+    assert "up to 30.0 ms (4p1d lmcache). The best PD split with at least as many has 10.0" in said
     assert sentences.sentences(plan, summary[:2], []) == []  # nothing ample beside it
 
 

@@ -34,6 +34,15 @@ def test_a_parameter_that_is_not_set_leaves_the_run_id_of_earlier_versions():
     assert run_id(PdSweep()) == "1p4d-lmcache-22660t-n3-r3-8a6bfe"
 
 
+def test_few_arrivals_of_an_open_loop_are_a_doubt():
+    def few(**given):
+        made = arms.plan(check_params("pd_sweep", {"engine": "simulated", **given}))
+        return [doubt for doubt in made.doubts if "of an open loop" in doubt]
+
+    assert few(rate_per_s=4) == few(rates_per_s="2,4") != []
+    assert few() == few(rate_per_s=4, requests=20) == []
+
+
 def test_a_list_of_measured_topologies_is_hashed_as_it_is_meant():
     predicted = {"predict": True, "topology": "all", "connector": "nixl"}
     written = [run_id(PdSweep(**predicted, measure=text)) for text in ("1p2d,2p1d", "1P2D, 2p1d")]

@@ -190,8 +190,8 @@ def test_a_result_splits_its_ttft_and_says_why_it_differs(result):
     medians = found.waterfall_medians().set_index("part of TTFT (median, ms)")
     assert medians.loc["prefill compute", "1p1d nixl"] == "100"
     assert found.why() == [
-        "2a vs 1p1d nixl, cold: no significant difference in TTFT (0 ms [0, 0]). No part differs"
-        " significantly."
+        "2a vs 1p1d nixl, cold: no significant difference in mean TTFT (0 ms [0, 0]). No part"
+        " differs significantly."
     ]
     spoiled = replace(found, run=facts(gates=(gate("cold was cold"),)))
     assert spoiled.why() == [

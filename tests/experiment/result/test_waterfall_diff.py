@@ -40,7 +40,7 @@ def one(*frames, pairs=PAIR):
 def test_the_parts_that_make_the_difference_are_named_with_their_sizes():
     later = split("1p1d nixl", prefill_compute_s=300, transfer_queue_s=180, prefill_queue_s=60)
     assert one(later, split("2a", prefill_compute_s=300, prefill_queue_s=10)) == (
-        "1p1d nixl vs 2a, cold: TTFT is 230 ms higher [230, 230]. Largest parts: KV transfer +"
+        "1p1d nixl vs 2a, cold: mean TTFT is 230 ms higher [230, 230]. Largest parts: KV transfer +"
         " decode queue +180 ms [180, 180], prefill queue +50.0 ms [50.0, 50.0]."
     )
 
@@ -48,7 +48,7 @@ def test_the_parts_that_make_the_difference_are_named_with_their_sizes():
 def test_a_gain_is_explained_and_what_works_against_it_is_said():
     sooner = split("1p1d nixl", prefill_queue_s=10, transfer_queue_s=30)
     assert one(sooner, split("2a", prefill_queue_s=200)) == (
-        "1p1d nixl vs 2a, cold: TTFT is 160 ms lower [160, 160]. Largest parts: prefill queue"
+        "1p1d nixl vs 2a, cold: mean TTFT is 160 ms lower [160, 160]. Largest parts: prefill queue"
         " -190 ms [-190, -190]. Partly offset by: KV transfer + decode queue +30.0 ms [30.0, 30.0]."
     )
 
@@ -58,8 +58,8 @@ def test_api_servers_are_joined_with_the_transfer_where_one_arm_cannot_tell_them
     at_once = split("1p1d nixl", transfer_queue_s=80, prefill_compute_s=300).assign(at_once=True)
     other = split("2a", prefill_server_s=30, prefill_compute_s=300).assign(at_once=False)
     assert one(at_once, other) == (
-        "1p1d nixl vs 2a, cold: TTFT is 50.0 ms higher [50.0, 50.0]. Largest parts: API servers +"
-        " KV transfer + decode queue +50.0 ms [50.0, 50.0]."
+        "1p1d nixl vs 2a, cold: mean TTFT is 50.0 ms higher [50.0, 50.0]. Largest parts: API"
+        " servers + KV transfer + decode queue +50.0 ms [50.0, 50.0]."
     )
 
 
@@ -67,7 +67,7 @@ def test_a_part_stands_out_although_the_noise_of_another_hides_the_total():
     split_arm = noisy(split("1p1d nixl", prefill_compute_s=300, transfer_queue_s=20),
                       "prefill_compute_s", 100)  # fmt: skip
     text = one(split_arm, split("2a", prefill_compute_s=300))
-    assert text.startswith("1p1d nixl vs 2a, cold: no significant difference in TTFT (")
+    assert text.startswith("1p1d nixl vs 2a, cold: no significant difference in mean TTFT (")
     assert text.endswith(
         "). Parts that differ significantly: KV transfer + decode queue +20.0 ms [20.0, 20.0]."
     )
@@ -77,7 +77,7 @@ def test_a_part_stands_out_although_the_noise_of_another_hides_the_total():
 def test_no_part_is_blamed_where_none_stands_out():
     luck = noisy(split("1p1d nixl", prefill_compute_s=300), "prefill_compute_s", 50)
     text = one(luck, split("2a", prefill_compute_s=300))
-    assert text.startswith("1p1d nixl vs 2a, cold: no significant difference in TTFT (")
+    assert text.startswith("1p1d nixl vs 2a, cold: no significant difference in mean TTFT (")
     assert text.endswith("]). No part differs significantly.")
 
 
@@ -126,7 +126,7 @@ def test_without_opponents_topologies_are_set_beside_the_first():
     )
     for pairs in (PAIR[2:], []):
         assert why(frames, pairs) == [
-            "2p1d nixl vs 1p1d nixl, cold: TTFT is 80.0 ms lower [80.0, 80.0]. Largest parts:"
+            "2p1d nixl vs 1p1d nixl, cold: mean TTFT is 80.0 ms lower [80.0, 80.0]. Largest parts:"
             " prefill queue -80.0 ms [-80.0, -80.0]."
         ]
     assert why(frames.iloc[:0], []) == []

@@ -6,7 +6,8 @@ import pytest
 
 from workbench.metrics.counters import StoreCounters, TokenSources, TransferCounters
 from workbench.metrics.ideal import Asked, Call, IdealCaches, reuse_by_role
-from workbench.metrics.ledger.ledger import accounts, ledger_closes
+from workbench.metrics.ledger.causes import Entry
+from workbench.metrics.ledger.ledger import Account, accounts, caused, ledger_closes
 from workbench.metrics.passes import PassCounters
 
 TOKENS, REQUESTS, BLOCK, CHUNK = 1000, 3, 128, 256
@@ -152,7 +153,17 @@ def test_tokens_that_nobody_accounts_for_fail_the_gate():
     short = replace(WARM, sources={"aggregated": sources(312 + 500, engine=2688 - 500)})
     gate = ledger_closes([WARM, short])
     assert gate.outcome == "FAIL"
-    assert "500 prompt tokens are missing, and no counter explains why (limit 128;" in gate.sentence
+    said = "500 prompt tokens are unexplained (limit 128; expected 2,997, observed 2,188, known"
+    assert f"{said} causes 309 fewer;" in gate.sentence
+
+
+def test_a_gap_beside_known_causes_adds_up_in_its_sentence():
+    # 6,400 = 13,312 - 14,080 + 7,168
+    one = Account(
+        arm="1a", round=0, pass_name="cold", role="all", name="reused", requests=1, expected=13_312,
+        observed=14_080, entries=(Entry(cause="in flight", tokens=-7_168, why=""),),
+    )  # fmt: skip
+    assert caused(one) == ", known causes 7,168 more" and caused(replace(one, entries=())) == ""
 
 
 def test_a_block_may_stay_open_and_one_per_request_where_requests_ran_side_by_side():

@@ -16,7 +16,9 @@ def test_the_page_has_settings_ratios_and_the_command(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.splitlines()[0] == "1 setting differs: fault (none and slow_instance)."
     assert "  fault: none and slow_instance\n" in printed
-    assert re.search(r"TPOT +1p1d nixl +cold .* 0\.\d+x \[0\.\d+, 0\.\d+\] +slower", printed)
+    assert re.search(
+        r"TPOT, geometric mean +1p1d nixl +cold .* 0\.\d+x \[0\.\d+, 0\.\d+\] +slower", printed
+    )
     soup = BeautifulSoup(page.read_text(), "html.parser")
     assert soup.h1.get_text() == "1 setting differs: fault (none and slow_instance)"
     rows = [[cell.get_text() for cell in row("td")] for row in soup.select("tbody tr")]

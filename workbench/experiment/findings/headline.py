@@ -89,15 +89,20 @@ def _sweep_finding(plan: ExperimentPlan, comparisons: Sequence[Comparison]) -> s
 
 
 def _with_split(what: str, warm: Sequence[Comparison], rivals: Sequence[Comparison]) -> str:
-    """What a warm cache does, and what the PD split by itself does."""
-    cache, split = overall(warm), overall(rivals)
+    """What a warm cache does, and what the PD split by itself does: to cold prompts, as the key
+    number beside it says."""
+    cold = [row for row in rivals if row.pass_name == "cold"]
+    judged, name = cold or rivals, "cold PD split" if cold else "PD split"
+    cache, split = overall(warm), overall(judged)
     if cache == split == "undecided":
-        return f"No significant effect of a warm {what} or PD split on TTFT"
+        return f"No significant effect of a warm {what} or {name} on TTFT"
     text = _warm_finding(what, warm)
     if not rivals or cache == "no_interval":
         return text
-    verdict = {"undecided": "no significant effect", "no_interval": "not judged"}.get(split, "")
-    return f"{text}; PD split: {verdict or _counted(rivals)}"
+    if split == "no_interval":
+        return f"{text}; PD split: not judged"
+    effect = "no significant effect" if split == "undecided" else _counted(judged)
+    return f"{text}; {name}: {effect.replace('mixed effect', 'mixed')}"
 
 
 def _cost_of_offloading(cold: Comparison) -> str:

@@ -219,8 +219,8 @@ def _scarce_decode(plan: ExperimentPlan, summary: Sequence[SummaryRow]) -> str:
     worst, best = max(scarce, key=tpot_ms.__getitem__), min(ample, key=tpot_ms.__getitem__)
     return (
         "With fewer decode than prefill instances, median cold TPOT is up to"
-        f" {tpot_ms[worst]:.1f} ms ({worst}). The best of the other arms has"
-        f" {tpot_ms[best]:.1f} ms ({best})."
+        f" {three_digits(tpot_ms[worst])} ms ({worst}). The best PD split with at least as many"
+        f" has {three_digits(tpot_ms[best])} ms ({best})."
     )
 
 

@@ -13,9 +13,7 @@ from workbench.experiment.plan.engine_setup import (
     host_doubts,
 )
 from workbench.experiment.plan.offered_load.loads import users_by_limits
-from workbench.experiment.plan.offered_load.traffic import (
-    length_doubts,
-)
+from workbench.experiment.plan.offered_load.traffic import arrival_doubts, length_doubts
 from workbench.experiment.plan.plan import Arm, ExperimentPlan
 from workbench.experiment.plan.which_connectors import Chosen
 from workbench.hardware import machine
@@ -118,6 +116,8 @@ def plan_doubts(made: ExperimentPlan) -> Iterator[str]:
             plans = (arm.deployment(count(20_000)) for arm in made.arms)
             yield from host_doubts(settings.cluster, plans)
     yield from connector_doubts(made.arms)
+    if isinstance(params, LoadParams):
+        yield from arrival_doubts(params, len(made.workload.sample.requests))
     yield from made.workload.sample.doubts
     loads, requests = made.loads, len(made.workload.sample.requests)
     if loads is not None and loads.unit == USERS and str(loads.limits):

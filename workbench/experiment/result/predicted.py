@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import isnan
+from math import isnan, nan
 from typing import TYPE_CHECKING
 
 from workbench.metrics.statistics import Number, three_digits
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 UNCHECKED = "not checked here"
+GOAL = 0.15
+"""Largest error of a held-out pass that supports a prediction; a larger one refutes it."""
+_BRACKETS = "Brackets: 91 % prediction interval."
 METRICS = {
     "ttft_s": ("TTFT", 1000, "ms"),
     "tpot_s": ("TPOT", 1000, "ms"),
@@ -94,9 +97,22 @@ class PredictedRow:
     """`low` and `high`: a 91 % prediction interval."""
     high: Number
     checked: bool
-    """Whether the topology was held out at this utilisation or a higher one."""
+    """Whether held-out passes with the same kind of load support it: error at most 15 %."""
     refused: str
     """Why nothing is predicted."""
+    error: Number = nan
+    """The largest error of the held-out passes with the same kind of load; null without one."""
+
+
+def check_words(error: float) -> str:
+    """`checked: +3.1 %`, `refuted here: +185.2 %`, or `not checked here` (NaN)."""
+    if isnan(error):
+        return UNCHECKED
+    return f"{_verdict(error)}: {100 * error:+.1f} %"
+
+
+def _verdict(error: float) -> str:
+    return "checked" if abs(error) <= GOAL else "refuted here"
 
 
 def prediction_lines(
@@ -110,13 +126,14 @@ def prediction_lines(
         yield profile
     elif held_out:
         yield (
-            "The first table has the prediction errors (predicted / measured - 1) on held-out"
-            " topologies, which were measured but not profiled."
+            "Some topologies were held out: measured, but not profiled. The first table compares"
+            " them with their predictions, the second has all predictions, and the last shows how"
+            " well the profile is fitted."
         )
     else:
         yield (
-            "No topology was held out (measured but not profiled), so all predictions are"
-            f" {UNCHECKED}."
+            "No topology was held out (measured but not profiled), so all predictions in the first"
+            f" table are {UNCHECKED}. The last table shows how well the profile is fitted."
         )
 
 
@@ -139,8 +156,11 @@ def held_out_table(rows: Sequence[HeldOutRow]) -> pd.DataFrame:
         cells["note"] = row.note
     frame = pd.DataFrame([*table.values()])
     if frame.empty or not frame["note"].any():
-        return frame.drop(columns="note", errors="ignore")
-    return frame[[*frame.columns.drop("note"), "note"]]
+        frame = frame.drop(columns="note", errors="ignore")
+    else:
+        frame = frame[[*frame.columns.drop("note"), "note"]]
+    frame.attrs["caption"] = f"Prediction errors, predicted / measured - 1. {_BRACKETS}"
+    return frame
 
 
 def _head(metric: str) -> tuple[str, float]:
@@ -150,10 +170,14 @@ def _head(metric: str) -> tuple[str, float]:
 
 
 def prediction_table(rows: Sequence[PredictedRow]) -> pd.DataFrame:
-    """A row per topology: its predictions with their intervals, and whether they were checked."""
+    """A row per topology: its predictions with their intervals, and the errors of their checks."""
     import pandas as pd
 
     table: dict[str, dict[str, str]] = {}
+    errors: dict[str, list[float]] = {}
+    for row in rows:
+        if not isnan(row.error):
+            errors.setdefault(row.topology, []).append(row.error)
     for row in rows:
         busy, most = row.utilisation, row.highest_per_s
         cells = table.setdefault(row.topology, {"topology": row.topology})
@@ -166,21 +190,26 @@ def prediction_table(rows: Sequence[PredictedRow]) -> pd.DataFrame:
             continue
         name, factor = _head(row.metric)
         cells[name] = _interval(row, factor)
-        if row.metric == "goodput":  # which no run checks, since limits differ
-            cells[name] += f", {UNCHECKED}"
-        elif cells.get("check") != UNCHECKED:
-            cells["check"] = "held out" if row.checked else UNCHECKED
+        own = errors.get(row.topology)
+        if own:  # each number has its own error
+            cells[name] += f", {check_words(row.error)}"
+        cells["check"] = _verdict(max(own, key=abs)) if own else UNCHECKED
     if not table:
         return pd.DataFrame()
     frame = pd.DataFrame([*table.values()]).fillna("-")
-    return frame[[*frame.columns.drop("check"), "check"]]
+    frame = frame[[*frame.columns.drop("check"), "check"]]
+    frame.attrs["caption"] = (
+        f"Predicted cold passes. {_BRACKETS} Checked or refuted: largest error of held-out passes"
+        f" with the same load (refuted: above {100 * GOAL:.0f} %)."
+    )
+    return frame
 
 
 def fit_table(rows: Sequence[FitRow]) -> pd.DataFrame:
     """A row per fitted part: formula, residual, number of measured times, and its valid range."""
     import pandas as pd
 
-    return pd.DataFrame(
+    frame = pd.DataFrame(
         [
             {
                 "part": row.part,
@@ -192,6 +221,8 @@ def fit_table(rows: Sequence[FitRow]) -> pd.DataFrame:
             for row in rows
         ]
     )
+    frame.attrs["caption"] = "Times of each part of a request, as fitted to the profile."
+    return frame
 
 
 def own_error_table(rows: Sequence[OwnErrorRow]) -> pd.DataFrame:
@@ -211,14 +242,20 @@ def own_error_table(rows: Sequence[OwnErrorRow]) -> pd.DataFrame:
 
 
 _INPUTS = {"batch": "sequences", "kv_tokens": "KV tokens", "others": "other transfers"}
+_MB = 1e6
 
 
 def range_text(ranges: Mapping[str, tuple[float, float]]) -> str:
-    """`1,000 to 4,000 tokens`, `1 to 16 sequences, 1,016 to 36,751 KV tokens`"""
-    return ", ".join(
-        f"{low:,.0f}{f' to {high:,.0f}' * (high > low)} {_INPUTS.get(name, name)}"
-        for name, (low, high) in ranges.items()
-    )
+    """`1,000 to 4,000 tokens`, `1 to 16 sequences, 1,016 to 36,751 KV tokens`, `1.5 to 6.1 MB`"""
+    return ", ".join(_range(name, low, high) for name, (low, high) in ranges.items())
+
+
+def _range(name: str, low: float, high: float) -> str:
+    if name == "bytes":
+        first, last, unit = three_digits(low / _MB), three_digits(high / _MB), "MB"
+    else:
+        first, last, unit = f"{low:,.0f}", f"{high:,.0f}", _INPUTS.get(name, name)
+    return f"{first}{f' to {last}' * (first != last)} {unit}"
 
 
 def _load(rate_per_s: float) -> str:

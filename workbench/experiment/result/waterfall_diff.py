@@ -159,12 +159,12 @@ def _said(total: Part, sure: Sequence[Part]) -> str:
             if sure
             else "No part differs significantly"
         )
-        return f"no significant difference in TTFT ({total.signed}). {parts}"
+        return f"no significant difference in mean TTFT ({total.signed}). {parts}"
     longer = total.mean_s > 0
     driving = [part for part in sure if (part.mean_s > 0) == longer]
     against = [part for part in sure if (part.mean_s > 0) != longer]
     value, _, ends = total.size.partition(" [")
-    text = f"TTFT is {value} {'higher' if longer else 'lower'} [{ends}. "
+    text = f"mean TTFT is {value} {'higher' if longer else 'lower'} [{ends}. "
     text += f"Largest parts: {_listed(driving)}" if driving else "No part differs significantly"
     return f"{text}. Partly offset by: {_listed(against)}" if against else text
 

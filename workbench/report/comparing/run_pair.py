@@ -100,6 +100,13 @@ _VERDICTS: dict[Verdict, str] = {
 }  # fmt: skip
 
 
+_METRICS = {
+    metric: name if metric == "system_tps" else f"{name}, geometric mean"
+    for metric, name in NAMES.items()
+}
+"""Not the medians of the percentiles beside them: see `Compared.ours`."""
+
+
 def ratio_table(pair: RunPair) -> pd.DataFrame:
     """The ratios of a pair as text; what a failed gate takes away is not shown."""
     import pandas as pd
@@ -109,7 +116,7 @@ def ratio_table(pair: RunPair) -> pd.DataFrame:
         ours, theirs = (_quantity(row.metric, value) for value in (row.ours, row.theirs))
         lines.append(
             {
-                "metric": NAMES[row.metric],
+                "metric": _METRICS[row.metric],
                 "arm": _arms(row),
                 "pass": row.kind[1],
                 "baseline": theirs,

@@ -35,6 +35,8 @@ from workbench.serve.simulated.answers import SimulatedTokenizer
 from workbench.serve.tiny_model import ModelFacts
 from workbench.serve.vllm import EngineSettings
 
+LEAST_ARRIVALS = 20
+"""Requests of an open-loop pass below which their few arrival times decide its throughput."""
 UNKNOWN_VOCAB_TOKENS = 5_000
 """Token ids below it exist in every model in use; used where the vocabulary is unknown."""
 _OF_TEXT = ("prompts", "text")
@@ -199,6 +201,17 @@ def length_doubts(params: LoadParams, settings: EngineSettings) -> list[str]:
     return [
         f"On a CPU {params.workload} uses prompts of {longest // 2:,} to {longest:,} tokens, on a"
         f" GPU {usual // 2:,} to {usual:,}. Override with prompt_tokens."
+    ]
+
+
+def arrival_doubts(params: LoadParams, requests: int) -> list[str]:
+    """What an open loop of few requests cannot show."""
+    closed = params.arrival_kind == "closed" and not params.sweeps_rates
+    if closed or requests >= LEAST_ARRIVALS:
+        return []
+    return [
+        f"Only {requests} requests per pass of an open loop: their arrival times decide the"
+        f" throughput. Use at least {LEAST_ARRIVALS} (-p requests {LEAST_ARRIVALS})."
     ]
 
 
