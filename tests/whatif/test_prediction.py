@@ -5,7 +5,7 @@ from math import isnan
 import pytest
 
 from tests.whatif.known import COSTS, FRONT_S, known_profile, known_run
-from workbench.errors import ParameterError, PlanError, ResultError
+from workbench.errors import PlanError, ResultError
 from workbench.experiment.result.predicted import check_words
 from workbench.metrics.gates.gate import Gate
 from workbench.whatif.fits import RESAMPLES
@@ -222,16 +222,6 @@ def test_the_same_run_is_compared_once(page, tmp_path):
     assert page(in_a_closed_loop(), times=2) == page(in_a_closed_loop())
 
 
-def test_a_short_trace_is_refused_as_a_short_file_of_prompts_is(tmp_path):
-    row = {"timestamp": 0, "input_length": 1_024, "output_length": 8, "hash_ids": [1, 2]}
-    file = tmp_path / "trace.jsonl"
-    file.write_text(json.dumps(row))
-    profile = replace(PROFILE, parameters=PROFILE.parameters | {"requests": 24})
-    with pytest.raises(ParameterError, match="requests must be at most 1 "):
-        params = profile.params({"workload": "trace", "trace_file": str(file)})
-        predict(profile, params, params.topologies[0])
-
-
 @pytest.mark.parametrize(
     ("run", "says"),
     [
@@ -260,7 +250,7 @@ def test_one_length_is_one_number_and_no_wait_is_negative(tmp_path, monkeypatch)
     monkeypatch.setattr("workbench.whatif.prediction.closed_form", noisy)
     quiet = LOAD | {"topology": "1p2d", "rate_per_s": "0.01"}
     found = prediction_page(PROFILE.write(tmp_path), quiet)
-    assert "requests with prompts of 4,000 tokens" in found
+    assert "prompts of 4,000 tokens" in found
     assert "simulated 0 ms (" in found
     with pytest.raises(PlanError, match="got '500'"):
         predicted({"prompt_tokens": 500, "rate_per_s": 1})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
 from workbench.errors import ParameterError, must_be, needs, unused
@@ -424,7 +424,8 @@ class LoadParams(EngineParams):
         if self.rate_per_s and not (at_a_rate or self.sweeps_rates):
             example = "-p arrivals poisson -p rate_per_s 2"
             yield unused("rate_per_s", self.rate_per_s, arriving, example)
-        if self.concurrency != 1 and not self.uses_concurrency:
+        usual = {spec.name: spec.default for spec in fields(self)}  # a notebook may have its own
+        if self.concurrency != usual["concurrency"] and not self.uses_concurrency:
             loop = "a rate sweep or search" if self.sweeps_rates else arriving
             example = f"-p arrivals closed -p concurrency {self.concurrency}"
             yield unused("concurrency", self.concurrency, loop, example)

@@ -21,8 +21,8 @@ from workbench.whatif.prediction import Predicted, Prediction, predict
 from workbench.whatif.profile import Profile
 from workbench.whatif.profile_file import read_profile
 
-_OF_SPLITS = ("gpu_hour_price", "limits_share")
-"""Parameters that only `--splits` uses."""
+_OF_SPLITS = ("gpu_hour_price",)
+"""Parameter that only `--splits` uses."""
 _OF_A_RUN = (
     *("rounds", "opponents", "client_workers", "time_budget_s", "targets", "output_dir"),
     *("predict", "measure"),
