@@ -29,13 +29,13 @@ from workbench.serve.simulated import instance, kv_blocks, scheduler
 from workbench.topology import Topology
 from workbench.whatif.held_out import HeldOut, held_out
 from workbench.whatif.highest_rates import highest_rates, verdicts
-from workbench.whatif.measured_profile import profile_of
 from workbench.whatif.model.closed_form import closed_form
 from workbench.whatif.model.costs import Costs
 from workbench.whatif.model.simulation import plain_load, simulate
-from workbench.whatif.profile import Profile
-from workbench.whatif.profile_file import read_profile
 from workbench.whatif.profile_plan import profile_plan
+from workbench.whatif.profiles.measured_profile import profile_of
+from workbench.whatif.profiles.profile import Profile
+from workbench.whatif.profiles.profile_file import read_profile
 
 LOAD = {
     "engine": "simulated",

@@ -51,8 +51,8 @@ from workbench.topology import TensorParallel, Topology
 from workbench.whatif.highest_rates import highest_rates
 from workbench.whatif.prediction import predict
 from workbench.whatif.prediction_text import check_used
-from workbench.whatif.profile_file import read_profile
 from workbench.whatif.profile_plan import profile_params, profile_plan
+from workbench.whatif.profiles.profile_file import read_profile
 from workbench.whatif.rate_curve import quick
 
 SWEEP, PREFIX, HITS = "pd_sweep", "single_instance_prefix_cache", "lmcache_hit_analysis"

@@ -210,7 +210,7 @@ def _splits(options: argparse.Namespace, given: dict[str, Any]) -> int:
     """Predict the highest rate of every split, and write it as a page."""
     from workbench.exports.split_page import PAGE, split_lines, write_split_page
     from workbench.whatif.highest_rates import highest_rates
-    from workbench.whatif.profile_file import read_profile
+    from workbench.whatif.profiles.profile_file import read_profile
 
     if options.measured:
         example = "workbench predict profile.json --measured RUN"

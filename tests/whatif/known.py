@@ -13,10 +13,10 @@ from workbench.hardware import machine
 from workbench.metrics.latency import latencies
 from workbench.params.pd_sweep import PdSweep
 from workbench.topology import Topology
-from workbench.whatif.fits import Fit
 from workbench.whatif.model.costs import Costs
 from workbench.whatif.model.simulation import Load, Simulated, simulate
-from workbench.whatif.profile import Profile
+from workbench.whatif.profiles.fits import Fit
+from workbench.whatif.profiles.profile import Profile
 
 COSTS = Costs(
     prefill_step_s=0.01,

@@ -8,11 +8,11 @@ from tests.whatif.known import COSTS, FRONT_S, known_profile, known_run
 from workbench.errors import PlanError, ResultError
 from workbench.experiment.result.predicted import check_words
 from workbench.metrics.gates.gate import Gate
-from workbench.whatif.fits import RESAMPLES
 from workbench.whatif.held_out import checked_error, held_out
 from workbench.whatif.model.closed_form import closed_form
 from workbench.whatif.prediction import interval, predict
 from workbench.whatif.prediction_text import prediction_page
+from workbench.whatif.profiles.fits import RESAMPLES
 
 PROFILE = known_profile()
 LOAD = {"workload": "short", "prompt_tokens": 4_000, "requests": 40}

@@ -95,7 +95,7 @@ async def test_a_finished_profile_is_used_until_it_is_forgotten(measured, tmp_pa
 
 async def test_without_a_profile_the_measurement_stays(measured, tmp_path, monkeypatch):
     monkeypatch.undo()
-    monkeypatch.setattr("workbench.whatif.measured_profile.LARGEST_RESIDUAL", -1.0)
+    monkeypatch.setattr("workbench.whatif.profiles.measured_profile.LARGEST_RESIDUAL", -1.0)
     ran = {"profile": known_run(), "pd_sweep": known_run("2p2d", folder=tmp_path)}
 
     async def run(made, **_):

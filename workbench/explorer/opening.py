@@ -83,7 +83,7 @@ def what_if(profile: Path | str, *, interactive: bool | None = None, **values: A
     profile, PlanError and ParameterError for values that do not fit the profile.
     """
     from workbench.report.figures import predicted_rates
-    from workbench.whatif.profile_file import read_profile
+    from workbench.whatif.profiles.profile_file import read_profile
     from workbench.whatif.rate_curve import quick, started
 
     found = read_profile(profile)

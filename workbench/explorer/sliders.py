@@ -20,7 +20,7 @@ from workbench.report.numbers import number
 from workbench.report.templating import labelled
 from workbench.topology import ALL_TOPOLOGIES
 from workbench.whatif.prediction import SATURATED, Prediction, level
-from workbench.whatif.profile import Profile
+from workbench.whatif.profiles.profile import Profile
 from workbench.whatif.rate_curve import DRAWS, Quick, quick
 
 AFTER_S = 0.15

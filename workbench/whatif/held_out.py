@@ -14,7 +14,7 @@ from workbench.metrics.gates.gate_effects import Spoil, spoil
 from workbench.metrics.latency import own_concurrency, succeeded, system_tps
 from workbench.topology import Topology
 from workbench.whatif.prediction import Prediction, predict
-from workbench.whatif.profile import Profile
+from workbench.whatif.profiles.profile import Profile
 
 CHECKED = ("ttft_s", "tpot_s", "e2e_s", "system_tps")
 """The metrics that are compared; the limits of goodput may differ."""

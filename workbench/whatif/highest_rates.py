@@ -31,7 +31,7 @@ from workbench.whatif.prediction import (
     interval,
     predict_case,
 )
-from workbench.whatif.profile import Profile
+from workbench.whatif.profiles.profile import Profile
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -23,12 +23,12 @@ from workbench.metrics.ideal import Asked, Call, IdealCaches
 from workbench.params.pd_sweep import PdSweep
 from workbench.serve.connectors import connector
 from workbench.topology import Topology
-from workbench.whatif.fits import RESAMPLES
 from workbench.whatif.load_kind import LoadKind
 from workbench.whatif.model.closed_form import ClosedForm, closed_form
 from workbench.whatif.model.costs import Costs
 from workbench.whatif.model.simulation import Load, Simulated, simulate
-from workbench.whatif.profile import Profile
+from workbench.whatif.profiles.fits import RESAMPLES
+from workbench.whatif.profiles.profile import Profile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -18,8 +18,8 @@ from workbench.params.pd_sweep import PdSweep
 from workbench.whatif.held_out import CHECKED, HeldOut, checked_error, differs, held_out
 from workbench.whatif.load_text import limits_text, requests_text
 from workbench.whatif.prediction import Predicted, Prediction, predict
-from workbench.whatif.profile import Profile
-from workbench.whatif.profile_file import read_profile
+from workbench.whatif.profiles.profile import Profile
+from workbench.whatif.profiles.profile_file import read_profile
 
 _OF_SPLITS = ("gpu_hour_price",)
 """Parameter that only `--splits` uses."""

@@ -26,15 +26,15 @@ from workbench.experiment.run.run_log import Echo, OnRecord, echo_line
 from workbench.metrics.statistics import three_digits
 from workbench.params.pd_sweep import PdSweep
 from workbench.whatif.held_out import CHECKED, HeldOut, checked_error, held_out
-from workbench.whatif.measured_profile import (
+from workbench.whatif.prediction import Prediction, check_turns, predict
+from workbench.whatif.profile_plan import profile_plan as plan_of_profile
+from workbench.whatif.profiles.measured_profile import (
     LARGEST_RESIDUAL,
     LARGEST_TRANSFER_RESIDUAL,
     profile_of,
 )
-from workbench.whatif.prediction import Prediction, check_turns, predict
-from workbench.whatif.profile import Profile
-from workbench.whatif.profile_file import read_profile
-from workbench.whatif.profile_plan import profile_plan as plan_of_profile
+from workbench.whatif.profiles.profile import Profile
+from workbench.whatif.profiles.profile_file import read_profile
 
 _DOUBT = "Predictions: {}"
 _PER = {

@@ -17,8 +17,8 @@ from workbench.params.engine_args import value_of
 from workbench.params.notebooks import check_params
 from workbench.params.shared import ROLE_ARGS
 from workbench.serve.connectors import CONNECTORS
-from workbench.whatif.fits import Fit
-from workbench.whatif.profile import LOAD, SCHEMA, Profile
+from workbench.whatif.profiles.fits import Fit
+from workbench.whatif.profiles.profile import LOAD, SCHEMA, Profile
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter

@@ -13,9 +13,10 @@ from workbench.params.notebooks import check_params
 from workbench.report.page import write_page
 from workbench.serve.simulated.instance import SPEED, STEP_S, TOKEN_S
 from workbench.whatif.held_out import held_out
-from workbench.whatif.measured_profile import profile_of
 from workbench.whatif.profile_plan import profile_plan
 from workbench.whatif.profiled_run import with_fits
+from workbench.whatif.profiles import measured_profile
+from workbench.whatif.profiles.measured_profile import profile_of
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_a_profile_of_a_run_that_is_not_valid_is_refused(measured):
 
 
 def test_a_transfer_far_from_its_fit_gives_no_profile(measured, monkeypatch):
-    monkeypatch.setattr("workbench.whatif.measured_profile.LARGEST_TRANSFER_RESIDUAL", -1.0)
+    monkeypatch.setattr(measured_profile, "LARGEST_TRANSFER_RESIDUAL", -1.0)
     with pytest.raises(ResultError, match="its transfer times differ from the fit by"):
         profile_of(measured)
 
@@ -103,8 +104,8 @@ async def test_a_profile_of_running_servers(tmp_path, monkeypatch):
         "engine": "simulated", "connector": "nixl", "workload": "short", "prompt_tokens": 4_000,
         "requests": 6, "output_tokens": 24, "output_dir": str(tmp_path),
     })  # fmt: skip
-    monkeypatch.setattr("workbench.whatif.measured_profile.LARGEST_RESIDUAL", inf)
-    monkeypatch.setattr("workbench.whatif.measured_profile.LARGEST_TRANSFER_RESIDUAL", inf)
+    monkeypatch.setattr(measured_profile, "LARGEST_RESIDUAL", inf)
+    monkeypatch.setattr(measured_profile, "LARGEST_TRANSFER_RESIDUAL", inf)
     result = await run(profile_plan(params), echo=lambda _: None)
     found = profile_of(result)
     assert found.kv_tokens["prefill"] == found.kv_tokens["aggregated"] == 2**28 // 768

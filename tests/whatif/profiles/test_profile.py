@@ -5,7 +5,7 @@ import pytest
 
 from tests.whatif.known import known_profile, known_run
 from workbench.errors import PlanError
-from workbench.whatif.measured_profile import profile_of
+from workbench.whatif.profiles.measured_profile import profile_of
 
 
 @pytest.fixture(scope="module")

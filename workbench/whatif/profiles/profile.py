@@ -18,8 +18,8 @@ from workbench.hardware.interpreter import versions_of
 from workbench.params.notebooks import check_params
 from workbench.params.pd_sweep import PdSweep
 from workbench.serve.connectors import connector
-from workbench.whatif.fits import Fit
 from workbench.whatif.model.costs import Costs
+from workbench.whatif.profiles.fits import Fit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -6,8 +6,8 @@ import pytest
 from tests.whatif.known import known_profile, known_run
 from workbench.errors import ResultError
 from workbench.experiment.result.result_file import jsonable
-from workbench.whatif.measured_profile import profile_of
-from workbench.whatif.profile_file import read_profile
+from workbench.whatif.profiles.measured_profile import profile_of
+from workbench.whatif.profiles.profile_file import read_profile
 
 PROFILE = known_profile()
 

@@ -20,9 +20,9 @@ from workbench.metrics.latency import own_concurrency, succeeded
 from workbench.params.engine_args import value_of
 from workbench.serve.connectors import connector
 from workbench.topology import Topology
-from workbench.whatif.fits import Fit, fit
 from workbench.whatif.model.simulation import Load, simulate
-from workbench.whatif.profile import Profile, machine_of
+from workbench.whatif.profiles.fits import Fit, fit
+from workbench.whatif.profiles.profile import Profile, machine_of
 
 if TYPE_CHECKING:
     import pandas as pd

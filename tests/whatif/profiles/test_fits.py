@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from workbench.whatif.fits import fit
+from workbench.whatif.profiles.fits import fit
 
 X = np.linspace(1, 100, 40)
 TRUE_S = 0.01 + 0.002 * X
