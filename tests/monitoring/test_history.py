@@ -160,6 +160,20 @@ async def test_a_long_run_has_as_many_points_as_a_short_one():
     assert steps[-1] == 100 and found.empty
 
 
+async def test_the_last_point_is_at_the_end_where_the_last_scrape_counts():
+    ends = set()
+
+    def answer(what: str, given: dict[str, str]) -> Any:
+        if what != "query":
+            ends.add((float(given["start"]), float(given["end"])))
+        return recorded(what, given)
+
+    with server(answer) as url:
+        await Prometheus(url=url).lines(PANELS[:1], "", from_s=100, to_s=105.5)
+        await Prometheus(url=url).lines(PANELS[:1], "", from_s=104, to_s=105.5)
+    assert ends == {(101.5, 105.5), (105.5, 105.5)}  # a point every 2 s
+
+
 def test_a_name_is_quoted_for_promql():
     parser = pytest.importorskip("promql_parser")
     matcher = one_of("instance", ["a.b:1", 'say "x"'])

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import isfinite, nan
+from math import floor, isfinite, nan
 from statistics import median
 from typing import Any, Self
 
@@ -150,12 +150,14 @@ class Prometheus:
             return pd.DataFrame(columns=list(COLUMNS))
         step_s = max(every_s, (to_s - from_s) / POINTS)
         rate_s = max(_SAMPLES_OF_A_RATE * every_s, step_s + every_s)
+        # The last point is at the end, after the last scrape: before it a short run has no rate.
+        first_s = to_s - step_s * floor((to_s - from_s) / step_s)
         rows: list[tuple[Any, ...]] = []
         for panel in panels:
             for query in panel.queries:
                 expression = query.filled(servers, f"{1000 * rate_s:.0f}ms")
                 for line in await self.over_time(
-                    expression, from_s=from_s, to_s=to_s, step_s=step_s
+                    expression, from_s=first_s, to_s=to_s, step_s=step_s
                 ):
                     name = _named(query.legend, line.labels)
                     place = panel.subject, panel.title, panel.unit, name

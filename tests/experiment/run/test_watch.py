@@ -53,7 +53,7 @@ async def test_an_attached_run_reads_its_own_window_back(attached, vllm):
     assert set(shown["title"]) >= {"Prompt tokens by source", "TTFT", "KV cache usage"}
     times = result.facts["pass_times"]
     assert [one["pass"] for one in times] == ["cold", "engine-warm"]
-    assert shown["unix_s"].min() == pytest.approx(times[0]["from_s"], abs=0.01)
+    assert 0 <= shown["unix_s"].min() - times[0]["from_s"] < 1.01  # scraped every second
     assert all(one["from_s"] < one["to_s"] for one in times)
     figure = panels(shown)
     assert figure is not None and "What Prometheus recorded" in figure.alt

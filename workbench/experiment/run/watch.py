@@ -29,6 +29,8 @@ from workbench.serve.deployed import Deployment
 SCRAPE_TIMEOUT_S = 30.0
 RECENT_S = 300.0
 """Long enough for two scrapes of any usual Prometheus."""
+_LAST_SCRAPE_S = 5.0
+"""Shortest wait for the last scrape."""
 _POLL_S = 0.2
 
 
@@ -148,9 +150,10 @@ class Watch:
         """Wait for a scrape after the last pass, because the last counts end with the servers."""
         try:
             every_s = await prometheus.interval_s(self.servers, RECENT_S)
-            if isfinite(every_s):
-                # With a timeout, because a server that ended is never scraped again.
-                await self._not_scraped(prometheus, names, timeout_s=min(2 * every_s, RECENT_S))
+            # A short run may have been scraped once, and on a busy machine a scrape fails. With a
+            # timeout, because a server that ended is never scraped again.
+            timeout_s = max(2 * every_s, _LAST_SCRAPE_S) if isfinite(every_s) else _LAST_SCRAPE_S
+            await self._not_scraped(prometheus, names, timeout_s=min(timeout_s, RECENT_S))
         except DeploymentError as error:
             self._lost(error, log)
 
