@@ -124,6 +124,21 @@ async def test_servers_that_are_not_read_any_more_in_a_later_round_are_a_doubt(a
     assert any("has no series of aggregated-0" in doubt for doubt in result.doubts)
 
 
+async def test_a_run_that_was_scraped_once_waits_for_its_last_scrape(attached, vllm):
+    answer = watching(httpx.URL(vllm.url).netloc.decode())
+    asked: list[str] = []
+
+    def once(what: str, given: dict[str, str]) -> Any:
+        asked.append("interval" if "[" in given["query"] else given["query"].split("(")[0])
+        return (
+            [{"metric": {}, "values": [[0, "1"]]}] if "[" in given["query"] else answer(what, given)
+        )
+
+    with server(once) as url:
+        await run(attached(prometheus_url=url), echo=quiet)
+    assert "timestamp" in asked[asked.index("interval") :]
+
+
 async def test_each_pass_is_marked_in_grafana(attached, monkeypatch):
     monkeypatch.setenv(TOKEN, "glsa_1")
     posted: list[tuple[str, dict[str, Any]]] = []
