@@ -10,7 +10,7 @@ from workbench.experiment.result.predicted import check_words
 from workbench.metrics.gates.gate import Gate
 from workbench.whatif.held_out import checked_error, held_out
 from workbench.whatif.model.closed_form import closed_form
-from workbench.whatif.prediction import interval, predict
+from workbench.whatif.prediction import SATURATED, interval, predict
 from workbench.whatif.prediction_text import prediction_page
 from workbench.whatif.profiles.fits import RESAMPLES
 
@@ -95,6 +95,12 @@ def test_a_ramp_and_a_closed_loop_saturate_too(quiet, busy):
     assert found.refused.startswith("near saturation: not predicted (prefill queue at ")
     found = predicted({"topology": "4p4d"} | quiet)
     assert found.refused == "" and 0 < found.closed.utilisation < 0.2
+
+
+def test_one_request_in_flight_waits_for_no_other_however_busy_its_prefill_is():
+    lone = {"topology": "1p1d", "arrivals": "closed", "concurrency": 1, "output_tokens": 2}
+    found = predicted(lone)
+    assert found.refused == "" and found.closed.utilisation > SATURATED
 
 
 @pytest.mark.parametrize(("gap_ms", "busy"), [(1_000, 0.1), (100, 1.0)])

@@ -155,10 +155,11 @@ def predict_case(case: Case, *, draws: int, compared: bool = True) -> Prediction
     if why := _saturated(closed):
         return Prediction(topology=topology, closed=closed, load=case.kind, refused=why)
     first = simulate(topology, case.load(), costs)
+    lone = isnan(closed.rate_per_s) and case.params.concurrency == 1  # never waits for another
     if isnan(closed.rate_per_s):
         ended_s = (first.requests["sent_s"] + first.requests["e2e_s"]).max()
         closed = replace(closed, rate_per_s=float(len(first.requests) / ended_s))
-    if why := _saturated(closed) or _outside(profile, first, costs):
+    if why := (not lone and _saturated(closed)) or _outside(profile, first, costs):
         return Prediction(
             topology=topology, closed=closed, load=case.kind, refused=why, simulated=first
         )
