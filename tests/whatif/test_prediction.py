@@ -98,7 +98,8 @@ def test_a_ramp_and_a_closed_loop_saturate_too(quiet, busy):
 
 
 def test_one_request_in_flight_waits_for_no_other_however_busy_its_prefill_is():
-    lone = {"topology": "1p1d", "arrivals": "closed", "concurrency": 1, "output_tokens": 2}
+    lone = {"topology": "1p1d", "arrivals": "closed", "concurrency": 1}
+    lone |= {"prompt_tokens": 8_000, "output_tokens": 2}
     found = predicted(lone)
     assert found.refused == "" and found.closed.utilisation > SATURATED
 
