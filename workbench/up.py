@@ -14,8 +14,8 @@ from pathlib import Path
 
 from workbench.control import curl_line
 from workbench.errors import DeploymentError, LaunchError
+from workbench.experiment.plan.arm import Arm
 from workbench.experiment.plan.arms import servers_of
-from workbench.experiment.plan.plan import Arm
 from workbench.experiment.result.run_folder import output_root
 from workbench.experiment.run.servers import deployed
 from workbench.hardware.machine import repository_root

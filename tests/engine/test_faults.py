@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from tests.runs import BUSY, causes, not_passed
+from workbench.experiment.plan.arm import Arm, Pass
 from workbench.experiment.plan.arms import plan
-from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass
+from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.result.result import Result
 from workbench.experiment.run.launch import isolation, measure
 from workbench.experiment.run.run import run

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.runs import start
-from workbench.experiment.plan.plan import Pass
+from workbench.experiment.plan.arm import Pass
 from workbench.experiment.run.launch.isolation import make_state, read_counters
 from workbench.metrics.counters import TransferCounters
 from workbench.metrics.prometheus import difference

@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 from tokenizers import Tokenizer
 
-from workbench.experiment.plan.plan import Pass
+from workbench.experiment.plan.arm import Pass
 from workbench.experiment.run.launch.isolation import make_state
 from workbench.load.drive.driver import drive_in_thread
 from workbench.load.workload.arrivals import closed

@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from workbench.experiment.plan.plan import Pass, State
+from workbench.experiment.plan.arm import Pass, State
 from workbench.experiment.run.launch.isolation import make_state, read_counters, warm_up
 from workbench.load.drive.driver import drive_in_thread
 from workbench.load.workload.arrivals import closed

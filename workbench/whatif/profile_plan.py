@@ -10,10 +10,11 @@ from typing import Any, get_type_hints
 import numpy as np
 
 from workbench.errors import ParameterError, PlanError, must_be, unused
+from workbench.experiment.plan.arm import Pass
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.plan.engine_setup import engine_of
 from workbench.experiment.plan.offered_load.traffic import workload_of
-from workbench.experiment.plan.plan import ExperimentPlan, Pass
+from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.params.notebooks import as_typed, changed, check_params
 from workbench.params.pd_sweep import ALL_CONNECTORS, PdSweep
 from workbench.serve.connectors import connector

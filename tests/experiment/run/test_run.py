@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from workbench.errors import DeploymentError, ResultError
-from workbench.experiment.plan.plan import Pass
+from workbench.experiment.plan.arm import Pass
 from workbench.experiment.result.facts import SCHEMA
 from workbench.experiment.result.result import load_result
 from workbench.experiment.run.progress import read_standing

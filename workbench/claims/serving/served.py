@@ -14,9 +14,10 @@ from workbench.claims.recipes.recipe import Curve, Outcome, Recipe, Setting
 from workbench.claims.serving.proofs import faults, proofs
 from workbench.claims.verdict.decision import Interval, difference
 from workbench.claims.verdict.verdict import Measurement
+from workbench.experiment.plan.arm import Arm
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.plan.offered_load.traffic import WorkloadSpec
-from workbench.experiment.plan.plan import Arm, ExperimentPlan
+from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.plan.speed import TYPICAL
 from workbench.experiment.result.result import Result
 from workbench.experiment.run.run import run

@@ -16,6 +16,7 @@ from typing import Literal
 
 from workbench.errors import ParameterError, PlanError, unused
 from workbench.experiment.load_unit import USERS
+from workbench.experiment.plan.arm import Arm, Pass, pass_in
 from workbench.experiment.plan.compared import check_targets
 from workbench.experiment.plan.engine_setup import (
     check_engine,
@@ -31,7 +32,7 @@ from workbench.experiment.plan.offered_load.traffic import (
     arrivals_of,
     workload_of,
 )
-from workbench.experiment.plan.plan import Arm, ExperimentPlan, OfModel, Pass, pass_in
+from workbench.experiment.plan.plan import ExperimentPlan, OfModel
 from workbench.experiment.plan.plan_checks import (
     check_budget,
     check_startable,

@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Literal
 
 from workbench.errors import PlanError
-from workbench.experiment.plan.plan import Arm, ExperimentPlan
+from workbench.experiment.plan.arm import Arm
+from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.plan.which_connectors import rivals_of
 from workbench.params.notebooks import LoadParams
 from workbench.params.targets import Named, Target, not_answered

@@ -2,14 +2,14 @@
 
 Each launch of a real engine leaves its duration in the cache folder. A plan with the same servers,
 workload and machine uses it, so one round predicts a sweep of many. A rule exists only for the
-tiny model on a CPU (`plan.ExperimentPlan.rule_s`) and for the simulated engine.
+tiny model on a CPU and for the simulated engine.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,10 +18,23 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from workbench.experiment.load_unit import RATE
+from workbench.experiment.plan.arm import Arm
+from workbench.experiment.plan.offered_load.loads import Loads
+from workbench.experiment.plan.speed import TYPICAL, Speed
 from workbench.hardware.cache import cache_folder
+from workbench.load.workload.arrivals import Arrivals
+from workbench.load.workload.workload import Request
+from workbench.serve.tiny_model import LAYERS, model_facts
+from workbench.serve.vllm import Platform
 
 _REMEMBERED = 9
 """The last launches of the same kind whose median is used."""
+LAUNCH_S, LAUNCH_INSTANCE_S = 1.6, 1.0
+"""Start, warm-up and stop of a launch and of each instance, if the fork server loads in
+TYPICAL.fork_server_s (`make report` on an idle machine, 2026-11-29)."""
+PASS_S, WARM_SHARE = 0.4, 0.05
+"""Resets and counters of every pass, and the cost of a warm prefill as a fraction of a cold one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +90,60 @@ def spelled(seconds: float) -> str:
 
 def _count(number: int, word: str, ending: str) -> str:
     return f"{number:,} {word}{ending if number != 1 else ''}"
+
+
+def launch_by_rule_s(
+    arm: Arm,
+    requests: Sequence[Request],
+    arrivals: Arrivals,
+    loads: Loads | None,
+    *,
+    platform: Platform,
+    speed: Speed | None,
+    forked: bool,
+) -> float:
+    """Seconds of a launch of this arm by the rule; NaN for a real engine of unknown speed."""
+    swept = loads.expected if loads is not None else ()
+    at_rates = loads is not None and loads.unit == RATE
+    sent_s = sum(len(requests) / rate for rate in swept) if at_rates else 0.0
+    if platform == "simulated":
+        in_loops = len(arm.passes) + (0 if at_rates else len(swept))
+        return 1.2 + 0.5 * in_loops + sent_s
+    if speed is None:
+        return nan
+    layers = model_facts(arm.settings.model).layers if arm.settings else LAYERS
+    prefill_s = sum(
+        speed.prefill_s(r.prompt_tokens, reused_tokens=r.ideal_reuse_tokens, layers=layers)
+        for r in requests
+    )
+    # Steps of requests in flight are taken together, and cost more for each.
+    together = arrivals.concurrency if arrivals.kind == "closed" else 1
+    answers = sum(request.max_tokens for request in requests)
+
+    def warm_s(in_flight: float) -> float:
+        steps = answers / min(in_flight, len(requests)) ** 0.5
+        took_s: float = PASS_S + speed.step_s * steps + WARM_SHARE * prefill_s
+        return took_s
+
+    pass_s = warm_s(together)
+    instance_s = LAUNCH_INSTANCE_S + (arm.store.instance_start_s if arm.store else 0.0)
+    instances = arm.topology.instances if arm.topology else 0
+    launch_s = LAUNCH_S + instances * instance_s
+    if not forked:
+        # The store is ready first; instances then share the cores.
+        turns = bool(arm.store) + max(1.0, instances / (os.cpu_count() or 1))
+        launch_s += turns * TYPICAL.fork_server_s
+    parts = [p.requests / len(requests) if p.requests else 1.0 for p in arm.passes]
+    cold = sum(
+        part * (1 - p.share if p.state != "cold" else 1.0)
+        for p, part in zip(arm.passes, parts, strict=True)
+    )
+    passes_s = cold * prefill_s + PASS_S * len(parts) + sum(parts) * (pass_s - PASS_S)
+    slower = speed.fork_server_s / TYPICAL.fork_server_s
+    at_once = [1 if at_rates else load for load in swept]
+    swept_s: float = max(sent_s, sum(prefill_s + warm_s(each) for each in at_once))
+    total_s: float = slower * launch_s + passes_s + swept_s
+    return total_s
 
 
 def remember_launch(key: str, took_s: float) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from workbench.errors import ParameterError, PlanError, must_be, unused
-from workbench.experiment.plan.plan import Arm
+from workbench.experiment.plan.arm import Arm
 from workbench.experiment.plan.speed import REFERENCE_TOKENS, Speed, layers_for, machine_speed
 from workbench.hardware import machine
 from workbench.hardware.hosts import Cluster, Spread, cluster_of, differences

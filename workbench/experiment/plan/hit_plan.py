@@ -9,9 +9,10 @@ import httpx
 
 from workbench.control import control_context, server_address
 from workbench.errors import PlanError
+from workbench.experiment.plan.arm import Arm, Pass, pass_in
 from workbench.experiment.plan.engine_setup import engine_of, one_instance
 from workbench.experiment.plan.offered_load.traffic import UNKNOWN_VOCAB_TOKENS, WorkloadSpec
-from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass, pass_in
+from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.load.workload.arrivals import closed
 from workbench.params.notebooks import LMCacheHitAnalysis
 from workbench.params.store_tiers import tier_kind

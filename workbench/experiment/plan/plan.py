@@ -1,4 +1,4 @@
-"""What will be measured: arms, their passes, the order of rounds, and the estimated duration.
+"""What will be measured: arms x rounds x passes of a workload, in which order, for how long.
 
 Printing a plan shows every process that a run would start; planning starts none of them.
 """
@@ -7,154 +7,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 from math import isnan, nan
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from workbench.errors import PlanError
-from workbench.experiment.load_unit import RATE, USERS, LoadUnit
-from workbench.experiment.plan.duration import Duration, measured_before
+from workbench.experiment.load_unit import USERS
+from workbench.experiment.plan.arm import Arm, Pass, load_pass
+from workbench.experiment.plan.duration import Duration, launch_by_rule_s, measured_before
 from workbench.experiment.plan.offered_load.loads import Loads
 from workbench.experiment.plan.offered_load.traffic import WorkloadSpec, arrivals_of
-from workbench.experiment.plan.speed import TYPICAL, Speed
+from workbench.experiment.plan.speed import Speed
 from workbench.hardware import machine
 from workbench.load.http.request import USUAL_FORM, RequestForm
 from workbench.load.workload.arrivals import Arrivals, closed
 from workbench.params.engine_args import value_of
 from workbench.params.notebooks import EngineParams, LoadParams
 from workbench.params.run_id import run_id
-from workbench.serve.checks.capacity import Capacity
-from workbench.serve.connectors import CONNECTORS, Connector, Store, connector
-from workbench.serve.connectors.lmcache import CHUNK_TOKENS
-from workbench.serve.deployed import DeploymentPlan
-from workbench.serve.deployment import TRANSFER_TIMEOUT_S, plan_deployment
 from workbench.serve.tiny_model import LAYERS, model_facts
 from workbench.serve.vllm import EngineSettings, Platform
-from workbench.topology import TensorParallel, Topology
 
 if TYPE_CHECKING:
     import pandas as pd
-
-State = Literal[
-    "cold", "engine-warm", "cross-instance", "store-warm", "offload-warm", "disk-warm",
-    "remote-warm",
-]  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pass:
-    """One run of the workload in a declared cache state.
-
-    `share` is the fraction of each prompt that the cold pass has sent before; the rest is new.
-    `decode_shift` routes every request to another decode (or aggregated) instance than before.
-    """
-
-    name: str
-    state: State
-    share: float = 1.0
-    decode_shift: int = 0
-    rate_per_s: float = 0.0
-    """The offered rate in a sweep over rates; 0 for the plan's own arrivals."""
-    concurrency: int = 0
-    """Requests in flight, where passes differ in it; 0 for the plan's own arrivals."""
-    requests: int = 0
-    """It sends only so many of the workload's requests, in a working-set sweep; 0 for all."""
-    after: str = "cold"
-    """The cold pass whose prompts it sends again."""
-
-
-def pass_in(state: str) -> Pass:
-    """The pass that is named after its cache state."""
-    return Pass(name=state, state=state, decode_shift=int(state == "cross-instance"))  # type: ignore[arg-type]
-
-
-def load_pass(unit: LoadUnit, load: float) -> Pass:
-    """The cold pass at one load of a sweep."""
-    name = unit.pass_name(load)
-    if unit == USERS:
-        return Pass(name=name, state="cold", concurrency=int(load))
-    return Pass(name=name, state="cold", rate_per_s=load)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Arm:
-    """One configuration that is measured; a `subject` was requested, an `opponent` was added."""
-
-    label: str
-    role: Literal["subject", "opponent", "attached"]
-    topology: Topology | None
-    """None for attached servers whose layout is not known."""
-    connector: str
-    passes: tuple[Pass, ...]
-    gpus: int = 0
-    settings: EngineSettings | None = None
-    tp: TensorParallel = field(default_factory=TensorParallel)
-    capacity: Capacity = field(default_factory=Capacity)
-    store_gb: float = 1.0
-    store_args: tuple[str, ...] = ()
-    """Further arguments of the store's server."""
-    mooncake_protocol: str = "tcp"
-    transfer_timeout_s: int = TRANSFER_TIMEOUT_S
-    """How long decode may wait for the KV of a prompt, where both legs are sent at once."""
-    chunk_tokens: int = CHUNK_TOKENS
-    """The store's chunk."""
-    tiers: tuple[str, ...] = ()
-    """Where its store keeps chunks below its memory, as in `store_tiers`."""
-    tier_gb: float = 1.0
-    model: str = ""
-    """Short name of its model in a run over several, with which its label begins; else empty."""
-    may_fail: bool = False
-    """If the engine refuses to start, this arm is skipped and the reason becomes a doubt."""
-
-    def deployment(
-        self, ports: Iterable[int], *, shm_name: str = "workbench", disk_folder: Path = Path("disk")
-    ) -> DeploymentPlan:
-        """The processes of this arm on these ports. Raises PlanError for an attached arm."""
-        if self.settings is None or self.topology is None:
-            raise PlanError(
-                f"arm {self.label!r} is attached: its servers run already and are not started here"
-            )
-        return plan_deployment(
-            self.topology,
-            connector(self.connector),
-            self.settings,
-            ports=ports,
-            tp=self.tp,
-            capacity=self.capacity,
-            store_gb=self.store_gb,
-            chunk_tokens=self.chunk_tokens,
-            store_tiers=self.tiers,
-            tier_gb=self.tier_gb,
-            disk_folder=disk_folder,
-            shm_name=shm_name,
-            store_args=self.store_args,
-            mooncake_protocol=self.mooncake_protocol,
-            transfer_timeout_s=self.transfer_timeout_s,
-        )
-
-    @property
-    def kv_connector(self) -> Connector | None:
-        """Its connector; None for attached servers whose connector is unknown."""
-        return CONNECTORS.get(self.connector)
-
-    @property
-    def store(self) -> Store | None:
-        """The KV store of its connector, or the host memory of each of its instances."""
-        return self.kv_connector.store if self.kv_connector else None
-
-    @property
-    def disaggregated(self) -> bool:
-        """True when prefill and decode are known to run on instances of their own."""
-        return self.topology is not None and self.topology.disaggregated
-
-    @property
-    def topology_text(self) -> str:
-        """What rows and files hold: `1p4d`, or the label where the layout is not known."""
-        return str(self.topology) if self.topology else self.label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -397,49 +272,10 @@ class ExperimentPlan:
         """Seconds of a launch of this arm by the rule; NaN if there is none."""
         if self.by_model:
             return self.part_of(arm)._rule_s(arm)
-        requests = self.workload.sample.requests
-        swept = self.loads.expected if self.loads is not None else ()
-        at_rates = self.loads is not None and self.loads.unit == RATE
-        sent_s = sum(len(requests) / rate for rate in swept) if at_rates else 0.0
-        if self.platform == "simulated":
-            in_loops = len(arm.passes) + (0 if at_rates else len(swept))
-            return 1.2 + 0.5 * in_loops + sent_s
-        speed = self.speed
-        if speed is None:
-            return nan
-        layers = model_facts(self.settings.model).layers if self.settings else LAYERS
-        prefill_s = sum(
-            speed.prefill_s(r.prompt_tokens, reused_tokens=r.ideal_reuse_tokens, layers=layers)
-            for r in requests
-        )
-        # Steps of requests in flight are taken together, and cost more for each.
-        together = self.arrivals.concurrency if self.arrivals.kind == "closed" else 1
-        answers = sum(request.max_tokens for request in requests)
-
-        def warm_s(in_flight: float) -> float:
-            steps = answers / min(in_flight, len(requests)) ** 0.5
-            took_s: float = PASS_S + speed.step_s * steps + WARM_SHARE * prefill_s
-            return took_s
-
-        pass_s = warm_s(together)
-        instance_s = LAUNCH_INSTANCE_S + (arm.store.instance_start_s if arm.store else 0.0)
-        instances = arm.topology.instances if arm.topology else 0
-        launch_s = LAUNCH_S + instances * instance_s
-        if not self.forked:
-            # The store is ready first; instances then share the cores.
-            turns = bool(arm.store) + max(1.0, instances / (os.cpu_count() or 1))
-            launch_s += turns * TYPICAL.fork_server_s
-        parts = [p.requests / len(requests) if p.requests else 1.0 for p in arm.passes]
-        cold = sum(
-            part * (1 - p.share if p.state != "cold" else 1.0)
-            for p, part in zip(arm.passes, parts, strict=True)
-        )
-        passes_s = cold * prefill_s + PASS_S * len(parts) + sum(parts) * (pass_s - PASS_S)
-        slower = speed.fork_server_s / TYPICAL.fork_server_s
-        at_once = [1 if at_rates else load for load in swept]
-        swept_s: float = max(sent_s, sum(prefill_s + warm_s(each) for each in at_once))
-        total_s: float = slower * launch_s + passes_s + swept_s
-        return total_s
+        return launch_by_rule_s(
+            arm, self.workload.sample.requests, self.arrivals, self.loads,
+            platform=self.platform, speed=self.speed, forked=self.forked,
+        )  # fmt: skip
 
     def describe_arrivals(self) -> str:
         """One line for a report: when requests were sent."""
@@ -476,10 +312,3 @@ class ExperimentPlan:
             fit = duration.rounds_within(budget_s)
             lines.append(f"time_budget_s {budget_s:g}: about {fit} of {rounds} rounds will be run")
         return "\n".join(lines)
-
-
-LAUNCH_S, LAUNCH_INSTANCE_S = 1.6, 1.0
-"""Start, warm-up and stop of a launch and of each instance, if the fork server loads in
-TYPICAL.fork_server_s (`make report` on an idle machine, 2026-11-29)."""
-PASS_S, WARM_SHARE = 0.4, 0.05
-"""Resets and counters of every pass, and the cost of a warm prefill as a fraction of a cold one."""

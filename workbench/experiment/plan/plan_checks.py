@@ -8,13 +8,14 @@ from math import ceil
 
 from workbench.errors import PlanError, must_be, unused
 from workbench.experiment.load_unit import USERS
+from workbench.experiment.plan.arm import Arm
 from workbench.experiment.plan.engine_setup import (
     check_gpu_memory,
     host_doubts,
 )
 from workbench.experiment.plan.offered_load.loads import users_by_limits
 from workbench.experiment.plan.offered_load.traffic import arrival_doubts, length_doubts
-from workbench.experiment.plan.plan import Arm, ExperimentPlan
+from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.plan.which_connectors import Chosen
 from workbench.hardware import machine
 from workbench.params.notebooks import LMCacheHitAnalysis, LoadParams

@@ -7,7 +7,8 @@ from dataclasses import replace
 from math import isnan
 
 from workbench.errors import PlanError, must_be, needs
-from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass
+from workbench.experiment.plan.arm import Arm, Pass
+from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.params.pd_sweep import PdSweep
 
 AGAIN = "again"

@@ -17,8 +17,9 @@ from statistics import mean
 
 from workbench.errors import DeploymentError, LaunchError, ResultError
 from workbench.experiment.findings.link_findings import earlier_links
+from workbench.experiment.plan.arm import Arm, load_pass
 from workbench.experiment.plan.duration import remember_launch
-from workbench.experiment.plan.plan import Arm, ExperimentPlan, load_pass
+from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.result.facts import (
     SessionFacts,
     Status,

@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 
 from workbench.errors import DeploymentError
-from workbench.experiment.plan.plan import Arm
+from workbench.experiment.plan.arm import Arm
 from workbench.experiment.result.run_folder import output_root
 from workbench.serve import deployment as serve
 from workbench.serve.checks.connector_check import check_connector

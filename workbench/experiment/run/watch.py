@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Self
 
 from workbench.errors import DeploymentError
-from workbench.experiment.plan.plan import Arm, ExperimentPlan
+from workbench.experiment.plan.arm import Arm
+from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.result.run_folder import RunFolder, output_root
 from workbench.experiment.run.run_log import Log
 from workbench.monitoring.annotations import Grafana

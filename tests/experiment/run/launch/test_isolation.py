@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from workbench.experiment.plan.plan import Pass
+from workbench.experiment.plan.arm import Pass
 from workbench.experiment.run.launch import isolation
 from workbench.experiment.run.launch.isolation import Counted, make_state, read_counters, warm_up
 from workbench.metrics.counters import TokenSources

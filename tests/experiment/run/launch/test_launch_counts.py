@@ -5,7 +5,7 @@ from math import isnan
 
 import pytest
 
-from workbench.experiment.plan.plan import Arm, Pass
+from workbench.experiment.plan.arm import Arm, Pass
 from workbench.experiment.run.launch.isolation import CounterReading, Made
 from workbench.experiment.run.launch.launch_counts import LaunchCounts
 from workbench.load.workload.workload import reference

@@ -8,7 +8,8 @@ from math import isnan, nan
 from typing import TYPE_CHECKING
 
 from workbench.experiment.load_unit import RATE
-from workbench.experiment.plan.plan import Arm, ExperimentPlan
+from workbench.experiment.plan.arm import Arm
+from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.result.finding_rows import EnergyRow, PointRow
 from workbench.metrics.latency import succeeded, system_tps
 from workbench.metrics.statistics import Estimate, mean_of_rounds, quantile

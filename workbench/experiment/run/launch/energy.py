@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from math import nan
 
-from workbench.experiment.plan.plan import Arm
+from workbench.experiment.plan.arm import Arm
 from workbench.experiment.result.finding_rows import EnergyRow
 from workbench.hardware.power import Meters, Used, find_meters, watched
 from workbench.serve.deployed import Deployment

@@ -20,7 +20,8 @@ import pandas as pd
 
 from workbench.control import control_client
 from workbench.errors import DeploymentError
-from workbench.experiment.plan.plan import ExperimentPlan, Pass
+from workbench.experiment.plan.arm import Pass
+from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.run.launch.isolation import make_state
 from workbench.load.http.request import request_body
 from workbench.load.workload.workload import Workload

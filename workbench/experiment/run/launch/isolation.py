@@ -13,7 +13,7 @@ from typing import Any
 
 from workbench.control import control_client
 from workbench.errors import DeploymentError, ResetRefusedError
-from workbench.experiment.plan.plan import Pass
+from workbench.experiment.plan.arm import Pass
 from workbench.load.drive.driver import drive_in_thread
 from workbench.load.workload.arrivals import closed
 from workbench.load.workload.workload import reference

@@ -7,7 +7,7 @@ from math import isnan, nan
 
 import numpy as np
 
-from workbench.experiment.plan.plan import Arm, Pass
+from workbench.experiment.plan.arm import Arm, Pass
 from workbench.experiment.run.launch.isolation import Counted, CounterReading, Made
 from workbench.hardware.kv import host_memory_blocks
 from workbench.load.workload.workload import Workload

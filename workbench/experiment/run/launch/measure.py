@@ -14,7 +14,8 @@ import httpx
 import pandas as pd
 
 from workbench.errors import DeploymentError, ResetRefusedError
-from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass
+from workbench.experiment.plan.arm import Arm, Pass
+from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.result.facts import ArmFacts, PassTime
 from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run.launch.across_hosts import clock_rows, measure_links, read_clocks
