@@ -1,15 +1,13 @@
-"""The explorer: distributions, rows over time and by cached share, and the details of one row."""
+"""The explorer: its widgets, what a user does with them, and what is then drawn."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from plotly import graph_objects as go
 
@@ -17,13 +15,12 @@ from workbench.errors import WorkbenchError
 from workbench.explorer import pictures
 from workbench.explorer.sampling import (
     MOST_POINTS,
-    Rows,
     Values,
     distribution,
     drawn_note,
     sample,
-    shuffled,
 )
+from workbench.explorer.side import side_of
 from workbench.explorer.sources import Source
 from workbench.explorer.style import style
 from workbench.explorer.widget import Widget
@@ -35,40 +32,11 @@ _CHOICE_STYLE, _CHOICE_WIDTH = {"description_width": "60px"}, "250px"
 """Three choices beside each other in a usual window, two in a narrow one."""
 
 
-@dataclass(slots=True)
-class _Side:
-    """One source, and which of its rows are chosen and drawn."""
-
-    source: Source
-    names: list[str]
-    """Of the series."""
-    series: Rows
-    """The number of each row's series."""
-    arms: tuple[Rows, list[str]]
-    """The number of each row's arm, and the names."""
-    passes: tuple[Rows, list[str]]
-    x: Values
-    share: Values
-    ranks: Rows
-    brushed: NDArray[np.bool_] | None = None
-    """The rows in a selection; None without one."""
-    zoomed: tuple[float, float] | None = None
-    """The part of the time axis that is shown; None for all of it."""
-    chosen: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
-    drawn: Rows = field(default_factory=lambda: np.zeros(0, np.int64))
-    """The rows that are drawn, in the order of the traces."""
-
-    @property
-    def picked(self) -> NDArray[np.bool_]:
-        """The chosen rows, only the selected ones if there are any."""
-        return self.chosen if self.brushed is None else self.chosen & self.brushed
-
-
 class Explorer(Widget):
     """Explores one source, or two side by side."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
-        self.sides = [_side(one) for one in sources]
+        self.sides = [side_of(one) for one in sources]
         self._busy = False
         what = sources[0].what
         metrics = [name for name in sources[0].metrics if all(name in s.metrics for s in sources)]
@@ -220,7 +188,7 @@ class Explorer(Widget):
             x, y = (sorted((box[f"{axis}0"], box[f"{axis}1"])) for axis in "xy")
             for number, panel in self._places:
                 if self._axes(self.figure, number, panel)[1].anchor == box["xref"]:
-                    rows = self._inside(number, panel, x, y)
+                    rows = self.sides[number].inside(panel, self._values(number), x, y)
                     inside[number] = rows | inside.get(number, np.zeros_like(rows))
         self._busy = True
         with self.figure.batch_update():
@@ -230,20 +198,6 @@ class Explorer(Widget):
                     self._traces[number, panel, ""].selectedpoints = None
         self._busy = False
         self._draw(rescale=False)
-
-    def _inside(
-        self, number: int, panel: str, x: Sequence[float], y: Sequence[float]
-    ) -> NDArray[np.bool_]:
-        values, side = self._values(number), self.sides[number]
-        if panel != "spread":
-            across = side.x if panel == "time" else side.share
-            return _between(across, *x) & _between(values, *y)
-        inside = np.zeros(len(values), bool)
-        for series in range(len(side.names)):
-            rows = np.flatnonzero(side.picked & (side.series == series))  # those of the curve
-            percent = 100 * (np.argsort(np.argsort(values[rows])) + 1) / max(1, len(rows))
-            inside[rows] = _between(values[rows], *x) & _between(percent, *y)
-        return inside
 
     def _deselected(self) -> None:
         """A double click; Plotly reports it once for each trace."""
@@ -301,13 +255,9 @@ class Explorer(Widget):
     def _draw_side(self, number: int, rescale: bool) -> tuple[int, int]:
         """Draw one side; returns how many rows are drawn, and of how many."""
         side, values = self.sides[number], self._values(number)
-        x, chosen = side.x, np.isfinite(values)
-        for (codes, names), choice in (
-            (side.arms, self.arms.value), (side.passes, self.passes.value),
-        ):  # fmt: skip
-            chosen &= np.array([name in choice for name in names], dtype=bool)[codes]
-        side.chosen = chosen
-        near = chosen & _between(x, *side.zoomed) if side.zoomed and not rescale else chosen
+        side.choose(values, self.arms.value, self.passes.value)
+        x, chosen = side.x, side.chosen
+        near = chosen if rescale else side.near()
         groups = [np.flatnonzero(near & (side.series == n)) for n in range(len(side.names))]
         parts = sample(groups, values, side.ranks, most=MOST_POINTS // len(self.sides))
         side.drawn = at = np.concatenate([*parts, np.zeros(0, np.int64)])
@@ -362,14 +312,12 @@ class Explorer(Widget):
         lines = []
         for number, side in enumerate(self.sides):
             prefix = f"{_SIDES[number]}: " if len(self.sides) > 1 else ""
-            for series, name in enumerate(side.names if side.brushed is not None else ()):
-                values = self._values(number)[side.picked & (side.series == series)]
-                if len(values):
-                    low, high = np.percentile(values, [50, 90])
-                    lines.append(
-                        f"<tr><td>{escape(prefix + name)}</td><td>{len(values):,}</td>"
-                        f"<td>{low:,.4g}</td><td>{high:,.4g}</td></tr>"
-                    )
+            for name, values in side.selected(self._values(number)):
+                low, high = np.percentile(values, [50, 90])
+                lines.append(
+                    f"<tr><td>{escape(prefix + name)}</td><td>{len(values):,}</td>"
+                    f"<td>{low:,.4g}</td><td>{high:,.4g}</td></tr>"
+                )
         head = f"<tr><th>selected</th><th>{self.sides[0].source.what}</th><th>median</th>"
         metric = escape(str(self.metric.value))
         body = (
@@ -385,12 +333,7 @@ class Explorer(Widget):
         options: list[tuple[str, tuple[int, int]]] = []
         for number, side in enumerate(self.sides):
             values = self._values(number)
-            rows = np.flatnonzero(side.picked)
-            if wanted:
-                ids = side.source.rows["request_id"].iloc[rows].astype(str)
-                number_of = ids.str.rsplit("-", n=1).str[-1]
-                rows = rows[((ids == wanted) | (number_of == wanted)).to_numpy(bool)]
-            rows = rows[np.argsort(-values[rows], kind="stable")[:_LISTED]]
+            rows = side.largest(values, wanted, _LISTED)
             prefix = f"{_SIDES[number]}: " if len(self.sides) > 1 else ""
             options += [
                 (f"{values[row]:,.4g}  {prefix}{side.source.name(int(row))}", (number, int(row)))
@@ -413,35 +356,6 @@ class Explorer(Widget):
             self.page.value = self.sides[side].source.page(row)
         except WorkbenchError as error:
             self.page.value = f"<p>{escape(str(error))}</p>"
-
-
-def _between(values: Values, low: float, high: float) -> NDArray[np.bool_]:
-    return (values >= low) & (values <= high)
-
-
-def _side(source: Source) -> _Side:
-    """A source with its series: passes, arms, or both where there are several of each."""
-    rows = source.rows
-    (arms, arm_names), (passes, pass_names) = _codes(rows["arm"]), _codes(rows["pass"])
-    both = arms * max(1, len(pass_names)) + passes
-    present, series = np.unique(both, return_inverse=True)
-    names = []
-    for arm, state in zip(*np.divmod(present, max(1, len(pass_names))), strict=True):
-        parts = [pass_names[state]] if len(arm_names) <= 1 else [arm_names[arm]]
-        parts += [pass_names[state]] if min(len(arm_names), len(pass_names)) > 1 else []
-        names.append(", ".join(parts))
-    return _Side(
-        source=source, names=names, series=series,
-        arms=(arms, arm_names), passes=(passes, pass_names),
-        x=rows["x"].to_numpy(float), share=rows["share"].to_numpy(float),
-        ranks=shuffled(len(rows)),
-    )  # fmt: skip
-
-
-def _codes(column: Any) -> tuple[Rows, list[str]]:
-    """A number for each value, in the order in which they come, and their names."""
-    codes, names = pd.factorize(column)
-    return codes, [str(name) for name in names]
 
 
 def _chooser(title: str, values: dict[Any, None]) -> Any:
