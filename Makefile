@@ -3,7 +3,7 @@
 # make check    for those who work on the code: lint, types, imports, every test without real servers
 # make test     the same, then the fault matrix on simulated servers and the tests on the real engine
 # make test-places   real servers in containers (docker or podman) and on several hosts (root, RAY=1)
-# make test-long   the tests with more launches, kills and rounds
+# make test-long   longer tests, with more launches, kills and rounds
 # make test-apart   the workbench in a new environment without vLLM, measuring that of .venv
 # make lab      JupyterLab on the notebooks
 # make compat VERSION=0.26.0   the workbench on another vLLM: a row of docs/compatibility.md

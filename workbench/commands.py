@@ -116,7 +116,7 @@ def compare(options: argparse.Namespace) -> int:
 
 def check_file(option: str, file: Path | None, example: str) -> None:
     """Raises ParameterError for a file of this option that cannot be written, before anything is
-    computed: another suffix than that of `example`, no such folder, or a folder.
+    computed: wrong suffix (not that of `example`), missing folder, or a folder instead of a file.
 
     An example without a suffix allows any.
     """

@@ -234,7 +234,7 @@ def test_the_same_run_is_compared_once(page, tmp_path):
     [
         (gated(in_a_closed_loop(), "no failed transfers"), "left out, not valid: KV transfers"),
         (gated(in_a_closed_loop(), "client kept up"), "(rough: "),
-        (in_a_closed_loop(requests_each=1), "6 answered requests, a check in a closed loop needs"),
+        (in_a_closed_loop(requests_each=1), "6 answered requests (a check in a closed loop needs"),
     ],
 )
 def test_a_pass_that_is_rough_or_small_checks_nothing(page, run, says):

@@ -290,9 +290,9 @@ class _Live:
 
 
 def _short(plan: str) -> tuple[str, list[str]]:
-    """A plan without the command lines of its processes and gaps, and its lines of durations.
+    """A plan without command lines, gaps and durations; and its durations, a line each.
 
-    Those stand below the plan, which scrolls.
+    They are shown below the plan, which scrolls.
     """
     found = re.findall(r"(?m)^duration: .*$", plan)
     rest = re.sub(r"(?m)^duration: .*$", "", without_commands(plan))

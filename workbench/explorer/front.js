@@ -21,7 +21,7 @@ function prepare(el) {
   else if (el.isConnected !== true) requestAnimationFrame(() => prepare(el));
 }
 
-// A button that is disabled by its own press would lose the focus to the page: Run to Cancel.
+// A button that is disabled by its own click loses the focus to the page: move it (Run to Cancel).
 function keepFocus(root) {
   let last;
   root.addEventListener("focusin", ({ target }) => { last = target; });

@@ -163,7 +163,7 @@ def _row(result: Result, name: str, key: pd.Series[Any]) -> pd.DataFrame:
 def _one_role(text: str, aggregated: bool) -> str:
     """The text without a role where one instance has both: `API server`, not `prefill API server`.
 
-    Its parts and its only request have the columns of a split one.
+    An aggregated instance's times are in the columns of a PD split.
     """
     return re.sub(r"\b(prefill|decode) ", "", text) if aggregated else text
 

@@ -89,7 +89,7 @@ class _Board(go.FigureWidget):  # type: ignore[misc]
 
     @traitlets.observe("_js2py_pointsCallback")  # type: ignore[untyped-decorator]
     def _handler_js2py_pointsCallback(self, change: Any) -> None:
-        """Mark the points of all traces at once: one by one, the browser redraws for each."""
+        """Mark the points of all traces at once; else the browser redraws after each trace."""
         brushed = change["new"] and change["new"]["event_type"] == "plotly_selected"
         with self.batch_update() if brushed else nullcontext():
             super()._handler_js2py_pointsCallback(change)
@@ -98,7 +98,7 @@ class _Board(go.FigureWidget):  # type: ignore[misc]
 def panels(rows: int, cols: int, specs: Sequence[Sequence[Any]], **options: Any) -> go.Figure:
     """An empty figure of panels."""
     figure = make_subplots(rows=rows, cols=cols, specs=[list(row) for row in specs], **options)
-    # Made for white: the style sheet turns the lightness round where the page is dark.
+    # Made for a white page; on a dark page the style sheet inverts the lightness.
     figure.update_layout(
         template="plotly_white", font={"family": _FONT, "color": BLACK, "size": 13},
         margin={"l": 70, "r": 20, "t": 40, "b": 50}, dragmode="select", selectdirection="any",
@@ -145,7 +145,7 @@ def set_axis(axis: Any, label: str, values: Values) -> None:
     """Label and scale of an axis for these values."""
     kind = axis_type(values)
     title = f"{label} (log scale)" if kind == "log" else label
-    # Plotly names 2 to 9 between powers of ten by digits alone, above each other.
+    # Plotly labels 2 to 9 between powers of ten with the digit alone, one above the other.
     ticks = [m * 10.0**n for n in range(-9, 10) for m in (1, 2, 5)] if kind == "log" else None
     axis.update(
         title={"text": title}, type=kind, autorange=True,

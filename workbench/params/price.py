@@ -20,7 +20,7 @@ class Price:
     currency: str
 
     def per_million(self, tokens_per_s: float, gpus: int) -> float:
-        """Cost of a million tokens that so many GPUs serve; NaN without a rate or GPUs."""
+        """Cost of a million tokens at a throughput of so many GPUs; NaN without a rate or GPUs."""
         if not tokens_per_s > 0 or not gpus:
             return nan
         return self.amount * gpus / 3600 / tokens_per_s * 1e6

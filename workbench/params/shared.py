@@ -371,7 +371,7 @@ class LoadParams(EngineParams):
 
     @property
     def uses_concurrency(self) -> bool:
-        """Whether `concurrency` has a meaning."""
+        """Whether `concurrency` has an effect."""
         return self.arrival_kind == "closed" and not self.sweeps_rates
 
     def mistakes(self) -> Iterator[str]:

@@ -22,7 +22,7 @@ _NUMBER = re.compile(
 )
 """How a cell with a number begins, or one without a value; `1p4d` is a word."""
 _WORD, _TALE = re.compile(r"[A-Za-z]+"), 4
-"""A cell with so many words reads as words even if it begins with a number."""
+"""A cell with this many words counts as text even if it begins with a number."""
 _ONE_LINE = 28
 """Names of at most this length are not broken."""
 _PANDAS_CLASS = re.compile(
@@ -147,7 +147,7 @@ def _place(heading: Tag, outline: Outline | None) -> None:
 
 
 def unbroken(text: str) -> str:
-    """The text, with intervals before which a line breaks, but not within."""
+    """The text, in which a line may break before an interval, but not within it."""
     return _INTERVAL.sub("\\1\N{NO-BREAK SPACE}", text)
 
 

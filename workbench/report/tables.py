@@ -33,7 +33,7 @@ def table(frame: pd.DataFrame) -> Styler | None:
 
     `attrs["shows"]` names the kinds of number in it, and `attrs["failed_gates"]` the gates that
     failed: what they strike is struck out row by row, and the caption says why. `attrs["headers"]`
-    has the headers of columns that have no name of their own here, `attrs["caption"]` a caption.
+    has headers for columns that `_HEADERS` does not have, `attrs["caption"]` a caption.
     """
     if frame.empty:
         return None

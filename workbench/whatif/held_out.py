@@ -53,7 +53,7 @@ class HeldOut:
         least = LEAST_CLOSED if closed else LEAST_ARRIVALS
         if self.answered < least:
             loop = "a closed loop" if closed else "an open loop"
-            reasons.append(f"{self.answered} answered requests, a check in {loop} needs {least}")
+            reasons.append(f"{self.answered} answered requests (a check in {loop} needs {least})")
         return "; ".join(reasons)
 
     def error(self, metric: str) -> float:
@@ -129,9 +129,9 @@ def held_out(
         raise refused[0]
     if not found and foreign:
         raise ResultError(
-            f"{result.run.run_id} moves KV by {', '.join(sorted(foreign))}, and the profile is of"
-            f" {profile.connector}; profile that (example: workbench profile -p connector"
-            f" {min(foreign)})"
+            f"{result.run.run_id} moves KV with {', '.join(sorted(foreign))}, but the profile is"
+            f" for {profile.connector}; profile the other one (example: workbench profile -p"
+            f" connector {min(foreign)})"
         )
     if not found:
         raise ResultError(

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 DRAWS = 10
 """Draws after the first one, for the interval of a highest rate."""
 REQUESTS = 1000
-"""Requests in a simulation, unless `requests` is set. As many for each topology: a queue is empty
-at first, so a short run meets limits at a rate that a long one does not."""
+"""Requests in a simulation, unless `requests` is set. All topologies have the same number: a queue
+is empty at first, so a short run meets limits at a rate at which a long one does not."""
 MOST_GPUS = 16
 _RESOLUTION = 0.05
 _LOWEST = 0.02

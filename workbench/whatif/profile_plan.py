@@ -36,9 +36,9 @@ SET: Mapping[str, Any] = {
 }  # fmt: skip
 """Parameters that a profile sets itself."""
 _SAME = {"topology": "", "arrivals": "auto"}
-"""Values that leave that to the profile."""
+"""Values with which the profile still sets the parameter itself."""
 _ONE_LENGTH = ("reference", "short", "shared_prefix")
-"""Workloads of which a profile's passes have as many requests as the workload itself."""
+"""Workloads with as many requests as each pass of their profile."""
 _FILES = ("trace", "prompts")
 
 
@@ -76,7 +76,7 @@ def profile_plan(params: PdSweep) -> ExperimentPlan:
         raise PlanError(must_be("models", "empty (a profile is of one model)", params.models, ""))
     largest = max(params.concurrency, LARGEST_BATCH)
     usual = max(REQUESTS, 3 * largest // 2)
-    # `requests` of a file are the rows whose lengths are profiled.
+    # With a file, `requests` is the number of rows whose lengths are profiled.
     requests = usual if params.workload in _FILES else params.requests or usual
     if params.workload in _ONE_LENGTH:
         params = replace(params, requests=requests)

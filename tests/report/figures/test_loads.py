@@ -51,7 +51,7 @@ def test_without_limits_there_is_no_goodput(swept):
 def test_goodput_of_requests_that_all_met_the_limits_is_only_told(swept):
     assert "(open)" in loads(swept).caption
     met = loads(swept.assign(goodput_per_s=swept["achieved_per_s"]))
-    assert "All of them are within the limits: goodput is the same." in met.caption
+    assert "All requests are within the limits, so goodput is the same." in met.caption
     assert "(open)" not in met.caption
 
 

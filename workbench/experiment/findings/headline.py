@@ -89,8 +89,8 @@ def _sweep_finding(plan: ExperimentPlan, comparisons: Sequence[Comparison]) -> s
 
 
 def _with_split(what: str, warm: Sequence[Comparison], rivals: Sequence[Comparison]) -> str:
-    """What a warm cache does, and what the PD split by itself does: to cold prompts, as the key
-    number beside it says."""
+    """The effect of a warm cache, and of the PD split by itself. The latter is judged on cold
+    prompts, as in the key number."""
     cold = [row for row in rivals if row.pass_name == "cold"]
     judged, name = cold or rivals, "cold PD split" if cold else "PD split"
     cache, split = overall(warm), overall(judged)

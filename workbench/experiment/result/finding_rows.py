@@ -1,4 +1,4 @@
-"""Rows of result.json: what was found, and what it was found from."""
+"""Rows of result.json: findings, and the values that they are based on."""
 
 from __future__ import annotations
 

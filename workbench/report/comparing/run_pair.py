@@ -104,7 +104,7 @@ _METRICS = {
     metric: name if metric == "system_tps" else f"{name}, geometric mean"
     for metric, name in NAMES.items()
 }
-"""Not the medians of the percentiles beside them: see `Compared.ours`."""
+"""Their ratios are not those of the medians shown beside them: see `Compared.ours`."""
 
 
 def ratio_table(pair: RunPair) -> pd.DataFrame:

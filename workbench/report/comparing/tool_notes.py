@@ -1,4 +1,4 @@
-"""What the file of another tool says beside its requests, and how that tool defines its metrics."""
+"""What another tool's file says besides its requests, and how that tool defines its metrics."""
 
 from __future__ import annotations
 

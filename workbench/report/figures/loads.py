@@ -83,7 +83,7 @@ def loads(frame: pd.DataFrame) -> Chart | None:
         + " and" * (closed and open_marks)
         + " goodput, which counts only requests within the limits (open)" * open_marks
         + ("." if closed else "," * open_marks + " and the offered rate (dotted).")
-        + " All of them are within the limits: goodput is the same." * met
+        + " All requests are within the limits, so goodput is the same." * met
         + " Each user has one request in flight." * closed,
         keys=look,
         shows=("times",),

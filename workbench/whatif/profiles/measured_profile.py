@@ -115,7 +115,7 @@ def _aggregated_errors(profile: Profile, result: Result) -> dict[str, tuple[floa
     cold = rows[rows["topology"].eq(str(one)) & rows["pass"].str.startswith("cold")]
     for name, group in cold[succeeded(cold)].groupby("pass", sort=False):
         if not (in_flight := own_concurrency(group)):
-            continue  # a run of before passes had a number of their own
+            continue  # an old run, whose passes have no concurrency of their own
         sent = group.sort_values("sent_s")
         prompts = sent["prompt_tokens"].to_numpy(np.int64)
         load = Load(

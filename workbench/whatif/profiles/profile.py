@@ -136,8 +136,8 @@ class Profile:
         off = [error for both in self.aggregated.values() for error in both]
         if (worst := max(off, key=abs, default=0.0)) and abs(worst) > LARGEST_OFF:
             found.append(
-                "For the 1a of its own run its predictions are off by up to"
-                f" {percent(worst, signed=True)}. Expect no less elsewhere."
+                "The profile's predictions for the 1a of its own run are off by up to"
+                f" {percent(worst, signed=True)}. Expect no smaller errors elsewhere."
             )
         return tuple(found)
 
@@ -190,7 +190,7 @@ class Profile:
         return made
 
     def _load(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The parameters of the load that a prediction with `given` has from the profile."""
+        """The parameters of the load that a prediction with `given` takes from the profile."""
         own = {name: self.parameters[name] for name in LOAD}
         also = {n: self.parameters[n] for n in _OF_A_WORKLOAD if n in self.parameters}
         names = ("workload", *_FILES)
@@ -202,7 +202,7 @@ class Profile:
 
 
 def machine_of(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What a profile is bound to, of the facts of a machine."""
+    """The facts of a machine that must be the same as in the profile."""
     gpus = [gpu["name"] for gpu in facts["gpus"]]
     return {"cpu": facts["cpu"], "cores": facts["cores"], "gpus": gpus,
             "platform": facts["platform"]}  # fmt: skip

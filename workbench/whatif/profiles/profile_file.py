@@ -1,4 +1,4 @@
-"""profile.json as a file: read, with the cause of what is not a profile, or a damaged one."""
+"""Reads profile.json; an error says why a file is not a profile, or how it is damaged."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def read_profile(path: Path | str) -> Profile:
             f"{path} must be a profile of schema {SCHEMA}, got {schema!r}; profile again {_AGAIN}"
         )
     try:
-        # As JSON, in which a list is a tuple, but a number in quotes no number.
+        # As JSON: a list is read as a tuple, but a number in quotes is an error.
         found = _adapter().validate_json(json.dumps(plain), strict=True)
     except ValidationError as error:
         raise _no_profile(path, mistake_of(error)) from error
@@ -83,7 +83,7 @@ def _adapter() -> TypeAdapter[Profile]:
 
 
 def _damage(profile: Profile) -> Iterator[str]:
-    """What a prediction needs and this profile has not, or has wrong; the first one is told."""
+    """What a prediction needs that is missing or wrong here. Only the first is reported."""
     roles = ("prefill", "decode", "aggregated")
     for what, has, wants in (
         ("parameters", profile.parameters, ("engine", "connector", *LOAD)),
@@ -98,7 +98,7 @@ def _damage(profile: Profile) -> Iterator[str]:
     except ParameterError as error:
         yield f"its parameters are wrong ({error})"
     if unknown := profile.machine.keys() - {"cpu", "cores", "gpus", "platform"}:
-        yield f"machine has an unknown {min(unknown)}"
+        yield f"machine has an unknown field {min(unknown)}"
     yield from _contradictions(profile)
     yield from _against_commands(profile)
     (longest, batch) = (profile.prefill.ranges.get("tokens"), profile.decode.ranges)
@@ -133,7 +133,7 @@ def _damage(profile: Profile) -> Iterator[str]:
 
 
 def _contradictions(profile: Profile) -> Iterator[str]:
-    """Fields that say something else than the parameters of the run."""
+    """Fields that contradict the parameters or the machine of the run."""
     engine, given = profile.parameters["engine"], profile.parameters["connector"]
     platform = profile.machine["platform"]
     for whose, has in (("parameters have engine", engine), ("machine has platform", platform)):

@@ -126,7 +126,7 @@ def loads_of(params: PdSweep, workload: Workload) -> Loads | None:
             raise ParameterError(must_be("workload", allowed, params.workload, "batch_processing"))
         at_top = "too many requests are sent at once; use more requests"
         if conversations < by_limits:
-            at_top = f"all {conversations} conversations have one in flight; use more of them"
+            at_top = f"all {conversations} conversations have a request in flight; use more of them"
         search = Search(
             limits=limits, first=float(params.concurrency), bottom=1.0,
             top=float(min(conversations, by_limits)), at_top=at_top, unit=USERS,

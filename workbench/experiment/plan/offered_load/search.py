@@ -97,7 +97,7 @@ class Search:
     bottom: float
     top: float
     at_top: str = "all requests arrive at once; use more requests"
-    """What a higher load would be, and what to do then."""
+    """Why the load cannot be higher, and what to do then."""
     unit: LoadUnit = RATE
     resolution: float = 0.1
     """The search ends when both sides differ by at most this fraction."""
