@@ -217,6 +217,8 @@ def speed(requests: int = 100_000) -> None:
 
 
 if __name__ == "__main__":
+    if not sys.argv[1:]:
+        raise SystemExit(__doc__)
     act, *rest = sys.argv[1:]
     acts = {
         "profile": measure_profile,

@@ -50,7 +50,6 @@ from workbench.serve.vllm import EngineSettings
 from workbench.topology import TensorParallel, Topology
 from workbench.whatif.highest_rates import highest_rates
 from workbench.whatif.prediction import predict
-from workbench.whatif.prediction_text import check_used
 from workbench.whatif.profile_plan import profile_params, profile_plan
 from workbench.whatif.profiles.profile_file import read_profile
 from workbench.whatif.rate_curve import quick
@@ -676,10 +675,12 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
      "-p kv_cache_mib 256"),
     (lambda: foretold(concurrency=4), "concurrency=4 does not apply to arrivals=poisson", "4",
      "-p arrivals closed"),
-    (lambda: check_used({"gpu_hour_price": "4 USD"}), "gpu_hour_price needs --splits", "",
-     "--splits 8 -p gpu_hour_price '4 USD'"),
-    (lambda: check_used({"rounds": "3"}), "rounds=3 does not apply to workbench predict", "3",
-     "workbench run pd_sweep -p rounds 3"),
+    (lambda: moved(gpu_hour_price="4 USD"), "gpu_hour_price=4 USD does not apply to a prediction w",
+     "4 USD", "--splits 8 -p ttft_limit_ms 500 -p gpu_hour_price '4 USD'"),
+    (lambda: moved(rounds="3"), "rounds=3 does not apply to a prediction", "Leave out rounds (",
+     "workbench predict profile.json"),
+    (lambda: split(2, targets=["a", "b"]), "targets=a,b does not apply to a prediction", "a,b",
+     "workbench predict profile.json"),
     (lambda: foretold(fault="wrong_kv"), "fault must be the profile's ''", "'wrong_kv'", ""),
     (lambda: foretold(prompt_tokens=9_000), "prompt_tokens must be within the profiled lengths",
      "9,000", "-p prompt_tokens 8000"),
@@ -690,7 +691,7 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
     (lambda: split(2, ttft_limit_ms=0), "--splits needs ttft_limit_ms or tpot_limit_ms", "0",
      "-p ttft_limit_ms 500"),
     (lambda: split(2, topology="1p2d"), "topology=1p2d does not apply to --splits", "1p2d",
-     "workbench predict -p topology 1p2d"),
+     "workbench predict profile.json --splits 8 -p ttft_limit_ms 500"),
     (lambda: split(2, arrivals="closed"), "arrivals must be auto, poisson, constant or gamma with",
      "'closed'", "-p arrivals poisson"),
     (lambda: moved(topology="1p2d,2a"), "topology must be one topology", "'1p2d,2a'",
@@ -712,7 +713,9 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
      "line 1 column 3",
      "workbench profile -p connector nixl"),
     (lambda: profile_params({"topology": "2p2d"}), "topology=2p2d does not apply to workbench prof",
-     "Leave out topology", "workbench run pd_sweep -p topology 2p2d"),
+     "Leave out topology (", "workbench profile -p connector nixl"),
+    (lambda: profile_params({"concurrency": 4}), "concurrency must be at least 16", "4",
+     "-p concurrency 16"),
     (lambda: profile_params({"engine": "attach"}), "engine must be vllm or simulated", "'attach'",
      "-p engine vllm"),
     (lambda: profile_plan(check_params(SWEEP, {**NIXL, **TURNS})),

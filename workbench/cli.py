@@ -9,16 +9,12 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from workbench import commands
 from workbench.errors import WorkbenchError
 from workbench.grammars import spare_grammars
 from workbench.params.notebooks import NOTEBOOKS
 from workbench.params.pd_sweep import CONNECTORS
-
-if TYPE_CHECKING:
-    pass
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

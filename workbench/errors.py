@@ -68,15 +68,16 @@ def needs(setting: str, needed: str, got: Any, example: Any) -> str:
 
 
 def unused(name: str, got: Any, setting: str, example: str) -> str:
-    """Two values that do not go together, and both ways out.
+    """Two values that do not go together, and the ways out: one, if `setting` is no `name=value`.
 
     `fault=wrong_kv does not apply to engine=vllm. Leave out fault, or change engine (example: -p
     engine simulated -p fault wrong_kv)`. `example` keeps `name` and changes the other.
     """
-    value = _as_word(got)
+    other, is_value, _ = setting.partition("=")
+    change = f", or change {other}" * bool(is_value)
     return (
-        f"{name}={value} does not apply to {setting}. Leave out {name}, or change"
-        f" {setting.split('=')[0]} (example: {example})"
+        f"{name}={_as_word(got)} does not apply to {setting}. Leave out {name}{change}"
+        f" (example: {example})"
     )
 
 

@@ -121,6 +121,9 @@ def test_the_last_log_lines_are_those_of_logs_written_since(tmp_path):
     earlier.parent.mkdir(parents=True)
     earlier.write_text("zero\n")
     os.utime(earlier, (1, 1))
+    before = tmp_path / "round-0" / "logs" / "simulated-0.log"
+    before.write_text("of a launch that has ended\n")  # the newer one is empty
+    os.utime(before, (1, 1))
     assert last_log_lines(tmp_path, since_s=0) == [("logs/decode-0", "two")]
     assert last_log_lines(tmp_path, since_s=1e12) == []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,12 +112,11 @@ def last_log_lines(folder: Path, *, since_s: float) -> list[tuple[str, str]]:
             continue
         if written_s >= since_s:
             found.append((written_s, path))
-    newest: dict[str, str] = {}
+    newest: dict[str, Path] = {}
     for _, path in sorted(found, reverse=True):
-        name = f"{path.parent.name}/{path.stem}"
-        if name not in newest and len(newest) < _MOST_LOGS and (line := _last_line(path)):
-            newest[name] = line
-    return sorted(newest.items())
+        newest.setdefault(f"{path.parent.name}/{path.stem}", path)
+    lines = ((name, _last_line(path)) for name, path in newest.items())
+    return sorted(islice(((name, line) for name, line in lines if line), _MOST_LOGS))
 
 
 def _last_line(path: Path) -> str:

@@ -98,9 +98,10 @@ class Sliders(Widget):
     def _row(self, name: str, one: Any) -> Any:
         low, high = self.profile.prefill.ranges["tokens"]
         byte_s = self.profile.costs().byte_s
+        arrivals = str(self._values.get("arrivals", "auto")).replace("auto", "poisson")
         help_of = {
             "topology": "such as 1p4d (prefill, decode) or 5a (aggregated)",
-            "rate_per_s": f"arrivals: {self._values.get('arrivals', 'auto')}",
+            "rate_per_s": f"{arrivals.capitalize()} arrivals",
             "prompt_tokens": f"profiled: {low:,.0f} to {high:,.0f}",
             "output_tokens": "per request",
             "shared_share": "fraction of each prompt that is a shared prefix",

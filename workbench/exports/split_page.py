@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import ParameterError
+from workbench.experiment.findings.sentences import percent
 from workbench.exports.drawings import png_of
 from workbench.report.figures import splits as draw_splits
 from workbench.report.markup import unbroken
@@ -15,7 +16,7 @@ from workbench.report.numbers import number
 from workbench.report.templating import fill, labelled
 from workbench.whatif.highest_rates import DRAWS, Splits, sentence, verdicts
 from workbench.whatif.load_text import share_text
-from workbench.whatif.prediction import level
+from workbench.whatif.prediction import SATURATED, level
 
 PAGE = "splits.html"
 _UNCHECKED = "Predicted, not measured. No held-out run has checked these numbers."
@@ -56,6 +57,7 @@ def write_split_page(found: Splits, file: Path, command: str) -> list[Path]:
         command=command,
         simulations=DRAWS + 1,
         level=level(DRAWS),
+        saturated=percent(SATURATED),
         share=share_text(found.params),
     )
     contents = {".html": page.encode(), ".svg": _file_svg(chart.svg), ".png": png_of(chart.svg)}

@@ -54,6 +54,11 @@ class TierCounts:
         return " and ".join(said)
 
 
+def is_cold(pass_name: str) -> bool:
+    """Also `cold at 2/s` and `cold at 8 users` of a sweep, `cold, 4 in flight` of a profile."""
+    return pass_name.startswith("cold")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassCounters:
     """What was sent in one pass, and what the servers counted in it, summed per role."""
@@ -113,8 +118,7 @@ class PassCounters:
 
     @property
     def is_cold(self) -> bool:
-        """Also `cold at 2/s` and `cold at 8 users` of a sweep, `cold, 4 in flight` of a profile."""
-        return self.pass_name.startswith("cold")
+        return is_cold(self.pass_name)
 
     def loaded(self, role: Role) -> dict[str, float]:
         """Tokens that this role loaded from each tier of the store; empty where that is unknown.

@@ -8,19 +8,17 @@ from math import isnan, nan
 
 from workbench.errors import ParameterError, PlanError, ResultError
 from workbench.experiment.findings.sentences import percent
-from workbench.experiment.plan.offered_load.traffic import LEAST_ARRIVALS
+from workbench.experiment.plan.offered_load.traffic import LEAST_ARRIVALS, LEAST_CLOSED
 from workbench.experiment.result.result import Result
 from workbench.metrics.gates.gate_effects import Spoil, spoil
 from workbench.metrics.latency import own_concurrency, succeeded, system_tps
+from workbench.metrics.passes import is_cold
 from workbench.topology import Topology
 from workbench.whatif.prediction import Prediction, predict
 from workbench.whatif.profiles.profile import Profile
 
 CHECKED = ("ttft_s", "tpot_s", "e2e_s", "system_tps")
 """The metrics that are compared; the limits of goodput may differ."""
-LEAST_CLOSED = 10
-"""Fewest answered requests of a closed-loop pass that checks a prediction; an open loop needs
-`LEAST_ARRIVALS`."""
 PROFILED = ("1p1d", "1a")
 """Topologies that are profiled, so they cannot check a prediction."""
 
@@ -31,7 +29,7 @@ class HeldOut:
 
     arm: str
     rate_per_s: float
-    """0 in a closed loop."""
+    """0 in a closed loop, and for a trace."""
     users: int
     """Requests in flight of a user sweep; 0 otherwise."""
     requests: int
@@ -79,14 +77,14 @@ def held_out(
     if result.run.notebook != "pd_sweep":  # the passes of a profile differ in more than the rate
         raise ResultError(
             f"{result.run.run_id} is not a pd_sweep, so it has no held-out topology; measure one"
-            " (example: workbench run pd_sweep -p topology 1p2d -p rate_per_s 2)"
+            " (example: workbench run pd_sweep -p topology 1p2d -p rate_per_s 2 -p requests 24)"
         )
     rows, failed = result.requests, result.run.failed_gates
     stores = {arm.label: arm.connector for arm in result.run.arms}
     found, foreign, refused = [], set[str](), list[PlanError]()
     for (arm, name), group in rows.groupby(["arm", "pass"], sort=False):
         text = str(group["topology"].iloc[0])
-        if (text in PROFILED and not with_profiled) or not str(name).startswith("cold"):
+        if (text in PROFILED and not with_profiled) or not is_cold(str(name)):
             continue
         if (store := stores.get(str(arm), "none")) not in ("none", profile.connector):
             foreign.add(store)
@@ -137,7 +135,7 @@ def held_out(
         raise ResultError(
             f"{result.run.run_id} has no cold pass of a topology other than 1p1d and 1a, which were"
             " profiled; measure another one (example: workbench run pd_sweep -p topology 1p2d -p"
-            " rate_per_s 2)"
+            " rate_per_s 2 -p requests 24)"
         )
     return found
 

@@ -14,7 +14,7 @@ from workbench.errors import ParameterError, PlanError, must_be, needs, unused
 from workbench.experiment.plan.engine_setup import engine_of
 from workbench.experiment.plan.offered_load.loads import latency_limits
 from workbench.experiment.plan.offered_load.search import Point, Search
-from workbench.experiment.plan.offered_load.traffic import workload_of
+from workbench.experiment.plan.offered_load.traffic import OF_A_FILE, workload_of
 from workbench.params.pd_sweep import PdSweep
 from workbench.params.price import Price
 from workbench.topology import TensorParallel, Topology
@@ -28,6 +28,7 @@ from workbench.whatif.prediction import (
     Prediction,
     case_of,
     check_steady,
+    check_used,
     interval,
     predict_case,
 )
@@ -45,10 +46,10 @@ MOST_GPUS = 16
 _RESOLUTION = 0.05
 _LOWEST = 0.02
 """The lowest rate that is tried, as a fraction of the highest rate of the busiest part."""
+_EXAMPLE = "workbench predict profile.json --splits 8 -p ttft_limit_ms 500"
 _UNUSED = ("topology", "rate_per_s", "end_rate_per_s", "trace_speed", "concurrency")
 """Parameters of a load that the search sets itself."""
 _RANGE = "profiled range"
-_OF_A_FILE = ("trace", "prompts")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,11 +157,10 @@ def highest_rates(profile: Profile, given: Mapping[str, Any], gpus: int) -> Spli
     """
     if not 2 <= gpus <= MOST_GPUS:
         raise ParameterError(must_be("--splits", f"2 to {MOST_GPUS}", gpus, "--splits 8"))
+    check_used(given)
     for name in _UNUSED:
         if name in given:
-            raise ParameterError(
-                unused(name, given[name], "--splits", f"workbench predict -p {name} {given[name]}")
-            )
+            raise ParameterError(unused(name, given[name], "--splits", _EXAMPLE))
     check_steady(given.get("arrivals", "auto"), "with --splits")
     params = profile.params({**given, "rate_per_s": 1.0})
     if not (params.ttft_limit_ms or params.tpot_limit_ms):
@@ -169,7 +169,7 @@ def highest_rates(profile: Profile, given: Mapping[str, Any], gpus: int) -> Spli
     if params.instances_per_gpu > 1:
         raise PlanError(must_be("instances_per_gpu", "1 with --splits", params.instances_per_gpu,
                                 "workbench profile -p instances_per_gpu 1"))  # fmt: skip
-    if "requests" not in given and params.workload not in _OF_A_FILE:
+    if "requests" not in given and params.workload not in OF_A_FILE:
         params = replace(params, requests=REQUESTS)
     settings, model, _ = engine_of(params)
     per_instance = settings.gpus(params.tp) if settings else params.tp

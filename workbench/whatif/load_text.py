@@ -14,7 +14,7 @@ def requests_text(
     """`24 requests (short), prompts of 1,000 to 8,000 tokens, 32 output tokens`."""
     return (
         f"{len(prompt_tokens):,} requests ({params.workload}), prompts of"
-        f" {_span(prompt_tokens)} tokens, {_span(output_tokens)} output tokens"
+        f" {span(prompt_tokens)} tokens, {span(output_tokens)} output tokens"
     )
 
 
@@ -29,5 +29,6 @@ def share_text(params: PdSweep) -> str:
     return f"{100 * params.limits_share:.4g} %"
 
 
-def _span(counts: Collection[int]) -> str:
+def span(counts: Collection[int]) -> str:
+    """`1,000 to 4,000`, or `4,000` where all are that."""
     return " to ".join(dict.fromkeys(f"{count:,}" for count in (min(counts), max(counts))))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import ceil, inf, isnan, nan
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.errors import ParameterError, PlanError, must_be
+from workbench.errors import ParameterError, PlanError, must_be, unused
 from workbench.experiment.findings.sentences import percent
 from workbench.experiment.plan.engine_setup import engine_of
 from workbench.experiment.plan.offered_load.loads import latency_limits
@@ -18,12 +19,14 @@ from workbench.experiment.plan.offered_load.traffic import (
     arrivals_of,
     workload_of,
 )
+from workbench.experiment.result.predicted import GOAL
 from workbench.load.workload.workload import Workload
 from workbench.metrics.ideal import Asked, Call, IdealCaches
 from workbench.params.pd_sweep import PdSweep
 from workbench.serve.connectors import connector
 from workbench.topology import Topology
 from workbench.whatif.load_kind import LoadKind
+from workbench.whatif.load_text import span
 from workbench.whatif.model.closed_form import ClosedForm, closed_form
 from workbench.whatif.model.costs import Costs
 from workbench.whatif.model.simulation import Load, Simulated, simulate
@@ -37,9 +40,12 @@ SATURATED = 0.85
 """Utilisation of the busiest part above which nothing is predicted."""
 OUTSIDE = 0.01
 """Largest fraction of decode time, or of transfers, beyond what was profiled."""
-UNKNOWN = 0.15
-"""Fraction of TTFT that transfers beyond the profiled overlap may add: the target of an error."""
 METRICS = ("ttft_s", "tpot_s", "e2e_s", "system_tps", "goodput")
+_OF_A_RUN = (
+    *("rounds", "opponents", "client_workers", "time_budget_s", "targets", "output_dir"),
+    *("predict", "measure"),
+)
+_EXAMPLE = "workbench predict profile.json"
 STEADY = ("auto", "poisson", "constant", "gamma")
 """Arrivals with one rate, for predictions that choose it themselves."""
 
@@ -155,7 +161,8 @@ def predict_case(case: Case, *, draws: int, compared: bool = True) -> Prediction
     if why := _saturated(closed):
         return Prediction(topology=topology, closed=closed, load=case.kind, refused=why)
     first = simulate(topology, case.load(), costs)
-    lone = isnan(closed.rate_per_s) and case.params.concurrency == 1  # never waits for another
+    # it never waits for another
+    lone = case.params.arrival_kind == "closed" and case.params.concurrency == 1
     if isnan(closed.rate_per_s):
         ended_s = (first.requests["sent_s"] + first.requests["e2e_s"]).max()
         closed = replace(closed, rate_per_s=float(len(first.requests) / ended_s))
@@ -186,16 +193,26 @@ def check_steady(arrivals: str, where: str) -> None:
         raise ParameterError(must_be("arrivals", allowed, arrivals, "poisson"))
 
 
+def check_used(given: Mapping[str, Any]) -> None:
+    """Raises ParameterError for parameters that only a measured run uses."""
+    for name in _OF_A_RUN:
+        if name in given:
+            raise ParameterError(unused(name, given[name], "a prediction", _EXAMPLE))
+
+
+def check_no_price(given: Mapping[str, Any]) -> None:
+    """Raises ParameterError for a price, which only `--splits` uses."""
+    if (price := given.get("gpu_hour_price")) is not None:
+        example = f"{_EXAMPLE} --splits 8 -p ttft_limit_ms 500 -p gpu_hour_price '4 USD'"
+        setting = "a prediction without --splits"
+        raise ParameterError(unused("gpu_hour_price", price, setting, example))
+
+
 def check_turns(params: PdSweep, workload: Workload) -> None:
     """Raises PlanError for a workload whose requests wait for responses."""
     if any(request.after is not None for request in workload.requests):
         allowed = "one whose requests do not wait for responses"
         raise PlanError(must_be("workload", allowed, params.workload, "batch_processing"))
-
-
-def span(low: int, high: int) -> str:
-    """`1,000 to 4,000`, or `4,000` where both are that."""
-    return f"{low:,} to {high:,}" if low < high else f"{low:,}"
 
 
 def _check(profile: Profile, params: PdSweep, workload: Workload, topology: Topology) -> None:
@@ -210,7 +227,7 @@ def _check(profile: Profile, params: PdSweep, workload: Workload, topology: Topo
                                     "-p prompt_tokens 2000"))  # fmt: skip
     low, high = profile.prefill.ranges["tokens"]
     if min(prompts) < low or max(prompts) > high:
-        got = span(min(prompts), max(prompts))
+        got = span(prompts)
         allowed = f"within the profiled lengths ({low:,.0f} to {high:,.0f})"
         raise PlanError(must_be("prompt_tokens", allowed, got, f"{high:.0f}"))
     least_ms = 1000 * profile.lone_ttft_s[0] / 2
@@ -332,7 +349,7 @@ def _outside(profile: Profile, found: Simulated, costs: Costs) -> str:
     more = _beyond(found, most_others)
     added_s = sum(n * (others - most_others) for others, n in more.items()) / len(found.requests)
     added_s *= costs.transfer_of(float(found.requests["prompt_tokens"].mean()))
-    if added_s > UNKNOWN * float(found.requests["ttft_s"].median()):
+    if added_s > GOAL * float(found.requests["ttft_s"].median()):
         return (
             f"not predicted: transfers beside up to {max(more)} others, profiled up to"
             f" {most_others:.0f}; on a shared link TTFT could be {1000 * added_s:.0f} ms longer."

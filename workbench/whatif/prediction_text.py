@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from math import isnan
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import ParameterError
 from workbench.experiment.findings.sentences import percent
 from workbench.experiment.load_unit import USERS
 from workbench.experiment.plan.offered_load.traffic import arrivals_of
@@ -17,17 +15,9 @@ from workbench.experiment.result.result import load_result
 from workbench.params.pd_sweep import PdSweep
 from workbench.whatif.held_out import CHECKED, HeldOut, checked_error, differs, held_out
 from workbench.whatif.load_text import limits_text, requests_text
-from workbench.whatif.prediction import Predicted, Prediction, predict
+from workbench.whatif.prediction import Predicted, Prediction, check_no_price, check_used, predict
 from workbench.whatif.profiles.profile import Profile
 from workbench.whatif.profiles.profile_file import read_profile
-
-_OF_SPLITS = ("gpu_hour_price",)
-"""Parameter that only `--splits` uses."""
-_OF_A_RUN = (
-    *("rounds", "opponents", "client_workers", "time_budget_s", "targets", "output_dir"),
-    *("predict", "measure"),
-)
-"""Parameters that only a measured run uses."""
 
 
 def prediction_page(
@@ -38,6 +28,7 @@ def prediction_page(
     Raises ResultError, PlanError and ParameterError.
     """
     check_used(given)
+    check_no_price(given)
     profile = read_profile(profile_file)
     params = profile.params(given)
     lines = [f"profile {profile.run_id}" + " (simulated engine)" * profile.simulated]
@@ -55,23 +46,6 @@ def prediction_page(
     return "\n".join(lines)
 
 
-def check_used(given: Mapping[str, Any]) -> None:
-    """Raises ParameterError for parameters of a sweep that a prediction does not use."""
-    for name in _OF_SPLITS:
-        if name in given:
-            example = f"--splits 8 -p {name} {shlex.quote(str(given[name]))}"
-            raise ParameterError(
-                f"{name} needs --splits, which predicts the highest rate (example: {example})"
-            )
-    for name in _OF_A_RUN:
-        if name in given:
-            example = f"workbench run pd_sweep -p {name} {shlex.quote(str(given[name]))}"
-            raise ParameterError(
-                f"{name}={given[name]} does not apply to workbench predict, which measures"
-                f" nothing. Leave out {name}, or measure (example: {example})"
-            )
-
-
 def _aggregated(profile: Profile) -> Iterator[str]:
     """The prediction errors on the 1a of the profile's own run."""
     each = [
@@ -84,8 +58,14 @@ def _aggregated(profile: Profile) -> Iterator[str]:
 
 
 def _where(row: HeldOut) -> str:
-    load = f"{row.rate_per_s:g} req/s" if row.rate_per_s else "a closed loop"
-    return f"held-out {row.arm} at {USERS.said(row.users) if row.users else load}"
+    if row.users:
+        load = f"at {USERS.said(row.users)}"
+    elif row.rate_per_s:
+        load = f"at {row.rate_per_s:g} req/s"
+    else:
+        kind = row.predicted.load.arrivals
+        load = "in a closed loop" if kind == "closed" else f"with arrivals of a {kind}"
+    return f"held-out {row.arm} {load}"
 
 
 def _checked(row: HeldOut) -> str:

@@ -13,7 +13,7 @@ from workbench.errors import ParameterError, PlanError, must_be, unused
 from workbench.experiment.plan.arm import Pass
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.plan.engine_setup import engine_of
-from workbench.experiment.plan.offered_load.traffic import workload_of
+from workbench.experiment.plan.offered_load.traffic import OF_A_FILE, workload_of
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.params.notebooks import as_typed, changed, check_params
 from workbench.params.pd_sweep import ALL_CONNECTORS, PdSweep
@@ -39,7 +39,7 @@ _SAME = {"topology": "", "arrivals": "auto"}
 """Values with which the profile still sets the parameter itself."""
 _ONE_LENGTH = ("reference", "short", "shared_prefix")
 """Workloads with as many requests as each pass of their profile."""
-_FILES = ("trace", "prompts")
+_EXAMPLE = "workbench profile -p connector nixl"
 
 
 def profile_params(given: Mapping[str, Any]) -> PdSweep:
@@ -52,9 +52,11 @@ def profile_params(given: Mapping[str, Any]) -> PdSweep:
     for name in (name for name in SET if name in given):
         value = specs[name].metadata["rule"].read(name, given[name], hints[name])
         if value not in (SET[name], _SAME.get(name)):
-            example = f"workbench run pd_sweep {shlex.join(as_typed({name: value}))}"
-            raise ParameterError(unused(name, value, "workbench profile", example))
+            raise ParameterError(unused(name, value, "workbench profile", _EXAMPLE))
     made: PdSweep = check_params("pd_sweep", given)
+    if "concurrency" in given and made.concurrency < LARGEST_BATCH:
+        allowed = f"at least {LARGEST_BATCH}, which every profile measures"
+        raise ParameterError(must_be("concurrency", allowed, made.concurrency, LARGEST_BATCH))
     return made
 
 
@@ -77,7 +79,7 @@ def profile_plan(params: PdSweep) -> ExperimentPlan:
     largest = max(params.concurrency, LARGEST_BATCH)
     usual = max(REQUESTS, 3 * largest // 2)
     # With a file, `requests` is the number of rows whose lengths are profiled.
-    requests = usual if params.workload in _FILES else params.requests or usual
+    requests = usual if params.workload in OF_A_FILE else params.requests or usual
     if params.workload in _ONE_LENGTH:
         params = replace(params, requests=requests)
     settings, model, _ = engine_of(params)

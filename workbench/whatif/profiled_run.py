@@ -14,11 +14,11 @@ from workbench.experiment.findings.sentences import percent
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.result.facts import RunFacts
 from workbench.experiment.result.predicted import (
-    GOAL,
     FitRow,
     HeldOutRow,
     OwnErrorRow,
     PredictedRow,
+    within_goal,
 )
 from workbench.experiment.result.result import Result, load_result
 from workbench.experiment.result.run_folder import RunFolder, output_root
@@ -250,7 +250,7 @@ def _rows(found: Prediction, checks: Sequence[HeldOut]) -> list[PredictedRow]:
                 value=one.value,
                 low=one.low,
                 high=one.high,
-                checked=abs(error) <= GOAL,  # False for NaN
+                checked=within_goal(error),
                 error=error,
                 **known,
             )
@@ -270,6 +270,7 @@ def _compared(check: HeldOut) -> list[HeldOutRow]:
                 arm=check.arm,
                 topology=str(check.predicted.topology),
                 rate_per_s=check.rate_per_s,
+                arrivals=check.predicted.load.arrivals,
                 n_requests=check.requests,
                 metric=metric,
                 measured=check.measured[metric],

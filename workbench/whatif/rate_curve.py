@@ -20,7 +20,9 @@ from workbench.whatif.prediction import (
     Case,
     Prediction,
     case_of,
+    check_no_price,
     check_steady,
+    check_used,
     interval,
     predict_case,
 )
@@ -96,6 +98,8 @@ def quick(profile: Profile, given: Mapping[str, Any], *, link: float = 1.0) -> Q
     `predict` does; a prediction that is refused has no curves.
     """
     check_positive(link=link)
+    check_used(given)
+    check_no_price(given)
     sized = {"requests": REQUESTS, **given}
     check_steady(str(sized.get("arrivals", "auto")), "because a slider moves the rate")
     if not sized.get("topology"):

@@ -43,6 +43,18 @@ def test_few_arrivals_of_an_open_loop_are_a_doubt():
     assert few() == few(rate_per_s=4, requests=20) == []
 
 
+def test_passes_too_small_to_check_a_prediction_are_a_doubt():
+    def small(**given):
+        fixed = {"engine": "simulated", "connector": "nixl", "predict": True, "measure": "1p2d",
+                 "topology": "1p1d,1p2d"}  # fmt: skip
+        made = arms.plan(check_params("pd_sweep", fixed | given))
+        return [doubt for doubt in made.doubts if "too few to check a prediction" in doubt]
+
+    assert "(at least 10: -p requests 10)" in small()[0]
+    assert "(at least 20: -p requests 20)" in small(rate_per_s=4, requests=12)[0]
+    assert small(requests=24) == []
+
+
 def test_a_list_of_measured_topologies_is_hashed_as_it_is_meant():
     predicted = {"predict": True, "topology": "all", "connector": "nixl"}
     written = [run_id(PdSweep(**predicted, measure=text)) for text in ("1p2d,2p1d", "1P2D, 2p1d")]

@@ -81,7 +81,7 @@ from workbench.metrics.gates.gate_effects import (
 )
 from workbench.metrics.latency import succeeded
 from workbench.metrics.ledger.ledger import accounts
-from workbench.metrics.passes import PassCounters
+from workbench.metrics.passes import PassCounters, is_cold
 from workbench.metrics.waterfall.waterfall import waterfall
 from workbench.params.notebooks import EngineParams, as_typed, changed
 from workbench.records import LinkRate
@@ -285,7 +285,7 @@ def _reuse_sent(requests: pd.DataFrame) -> float:
     """Ideal reuse of what cold passes sent, which in conversations includes responses."""
     if not len(requests):
         return nan
-    cold = requests[requests["pass"].str.startswith("cold")]
+    cold = requests[requests["pass"].map(is_cold)]
     tokens = cold["prompt_tokens"].sum()
     return float(cold["ideal_reuse_tokens"].sum() / tokens) if tokens else nan
 

@@ -101,8 +101,8 @@ def _with_split(what: str, warm: Sequence[Comparison], rivals: Sequence[Comparis
         return text
     if split == "no_interval":
         return f"{text}; PD split: not judged"
-    effect = "no significant effect" if split == "undecided" else _counted(judged)
-    return f"{text}; {name}: {effect.replace('mixed effect', 'mixed')}"
+    counted = "no significant effect" if split == "undecided" else _counted(judged, mixed="mixed")
+    return f"{text}; {name}: {counted}"
 
 
 def _cost_of_offloading(cold: Comparison) -> str:
@@ -115,13 +115,15 @@ def _cost_of_offloading(cold: Comparison) -> str:
     return f"; cost on cold prompts {known}"
 
 
-def _counted(rows: Sequence[Comparison], noun: str = "comparison") -> str:
+def _counted(
+    rows: Sequence[Comparison], noun: str = "comparison", *, mixed: str = "mixed effect"
+) -> str:
     """`slower (9 of 11 comparisons)`, or only the verdict where all have the same."""
     verdicts = [row.ratio.verdict for row in rows]
     found: list[Verdict] = [v for v in ("faster", "slower") if v in verdicts]
     if len(found) > 1:
         each = ", ".join(f"{verdicts.count(v)} {v}" for v in found)
-        return f"mixed effect ({each} of {count(len(rows), noun)})"
+        return f"{mixed} ({each} of {count(len(rows), noun)})"
     number = verdicts.count(found[0])
     among = f" ({number} of {count(len(rows), noun)})" if number < len(rows) else ""
     return f"{found[0]}{among}"
@@ -135,7 +137,7 @@ def _warm_finding(what: str, rows: Sequence[Comparison]) -> str:
     if verdict == "no_interval":
         return f"{lead} speed-up {effect(rows, 'arm')} (too few rounds for a CI)"
     if verdict == "mixed":
-        return f"Warm {what}: {_counted(rows, 'arm').replace('effect', 'effect on TTFT')}"
+        return f"Warm {what}: {_counted(rows, 'arm', mixed='mixed effect on TTFT')}"
     return f"{lead} {effect(rows, 'arm')}"
 
 

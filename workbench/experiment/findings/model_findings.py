@@ -22,6 +22,7 @@ from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.result.finding_rows import Card, Comparison, LoadRow, SizeRow
 from workbench.metrics.gates.gate_effects import Failed, listed, struck_arms, touching
 from workbench.metrics.gates.gate_table import failed_name
+from workbench.metrics.passes import is_cold
 
 _WORDS = 14
 """Of a headline, outside brackets."""
@@ -87,7 +88,7 @@ def _compared(
         part.model: [
             row
             for row in matching(known, kind="opponent")
-            if row.arm in subjects(part) and row.pass_name.startswith("cold")
+            if row.arm in subjects(part) and is_cold(row.pass_name)
         ]
         for part in parts
     }

@@ -14,6 +14,7 @@ from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.result.finding_rows import Card, Comparison, SummaryRow, spoilt_note
 from workbench.metrics.gates.gate_effects import Failed, Spoil, spoil, struck_arms, told
 from workbench.metrics.gates.gate_table import Kind
+from workbench.metrics.passes import is_cold
 from workbench.metrics.statistics import ROUNDS_FOR_INTERVAL, Ratio, Verdict, three_digits
 
 _RESOLVED = 1.25
@@ -137,7 +138,7 @@ def sentences(
     if hardware == "GPUs":
         lead = "Compared to aggregated instances on the same number of GPUs,"
     for temperature in ("cold", "warm"):
-        rows = [r for r in rivals if r.pass_name.startswith("cold") == (temperature == "cold")]
+        rows = [r for r in rivals if is_cold(r.pass_name) == (temperature == "cold")]
         groups.append((f"{lead} {temperature} TTFT of the PD split", rows, "comparison"))
     said: list[tuple[str, Spoil]] = []
     for what, whole, noun in groups:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from workbench.errors import PlanError
 from workbench.experiment.load_unit import USERS, LoadUnit
@@ -16,9 +16,6 @@ from workbench.serve.deployed import DeploymentPlan
 from workbench.serve.deployment import TRANSFER_TIMEOUT_S, plan_deployment
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import TensorParallel, Topology
-
-if TYPE_CHECKING:
-    pass
 
 State = Literal[
     "cold", "engine-warm", "cross-instance", "store-warm", "offload-warm", "disk-warm",

@@ -14,7 +14,11 @@ from workbench.experiment.plan.engine_setup import (
     host_doubts,
 )
 from workbench.experiment.plan.offered_load.loads import users_by_limits
-from workbench.experiment.plan.offered_load.traffic import arrival_doubts, length_doubts
+from workbench.experiment.plan.offered_load.traffic import (
+    arrival_doubts,
+    check_doubts,
+    length_doubts,
+)
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.plan.which_connectors import Chosen
 from workbench.hardware import machine
@@ -118,7 +122,10 @@ def plan_doubts(made: ExperimentPlan) -> Iterator[str]:
             yield from host_doubts(settings.cluster, plans)
     yield from connector_doubts(made.arms)
     if isinstance(params, LoadParams):
-        yield from arrival_doubts(params, len(made.workload.sample.requests))
+        requests = len(made.workload.sample.requests)
+        if isinstance(params, PdSweep) and params.predict:
+            yield from check_doubts(params, requests)
+        yield from arrival_doubts(params, requests)
     yield from made.workload.sample.doubts
     loads, requests = made.loads, len(made.workload.sample.requests)
     if loads is not None and loads.unit == USERS and str(loads.limits):

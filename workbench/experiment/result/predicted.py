@@ -62,7 +62,7 @@ class HeldOutRow:
     arm: str
     topology: str
     rate_per_s: Number
-    """0 in a closed loop."""
+    """0 in a closed loop, and for a trace."""
     n_requests: int
     """Requests per round."""
     metric: str
@@ -76,6 +76,8 @@ class HeldOutRow:
     """value / measured - 1; null if gates make the measured times not valid."""
     note: str
     """Why there is no prediction or error."""
+    arrivals: str = "closed"
+    """Kind of arrivals: `closed`, `poisson`, `trace`, ..."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +114,12 @@ def check_words(error: float) -> str:
 
 
 def _verdict(error: float) -> str:
-    return "checked" if abs(error) <= GOAL else "refuted here"
+    return "checked" if within_goal(error) else "refuted here"
+
+
+def within_goal(error: float) -> bool:
+    """Whether an error, as it is shown, reaches the goal; False for NaN."""
+    return round(abs(error), 3) <= GOAL
 
 
 def prediction_lines(
@@ -146,7 +153,7 @@ def held_out_table(rows: Sequence[HeldOutRow]) -> pd.DataFrame:
         name, factor = _head(row.metric)
         cells = table.setdefault(
             row.arm,
-            {"arm": row.arm, "load": _load(row.rate_per_s), "requests": str(row.n_requests)},
+            {"arm": row.arm, "load": _load(row), "requests": str(row.n_requests)},
         )
         both = f"measured {three_digits(factor * row.measured)}"
         if found := _interval(row, factor):
@@ -258,8 +265,10 @@ def _range(name: str, low: float, high: float) -> str:
     return f"{first}{f' to {last}' * (first != last)} {unit}"
 
 
-def _load(rate_per_s: float) -> str:
-    return f"{rate_per_s:g} req/s" if rate_per_s else "closed loop"
+def _load(row: HeldOutRow) -> str:
+    if row.rate_per_s:
+        return f"{row.rate_per_s:g} req/s"
+    return "closed loop" if row.arrivals == "closed" else row.arrivals
 
 
 def _interval(row: HeldOutRow | PredictedRow, factor: float) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from workbench.metrics.gates.gate import Gate, Problem, judge
 from workbench.metrics.latency import succeeded
+from workbench.metrics.passes import is_cold
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -193,7 +194,7 @@ def below_ceilings(
     problems, nearest = [], 0.0
     for arm, limit in ceilings.items():
         mine = rows[rows["arm"] == arm]
-        cold = mine[mine["pass"].str.startswith("cold")]
+        cold = mine[mine["pass"].map(is_cold)]
         computed = cold["prompt_tokens"] - cold["ideal_reuse_tokens"]
         for what, rates, ceiling in (
             ("prefilled a cold prompt", computed / cold["ttft_s"], limit.prefill_tps),

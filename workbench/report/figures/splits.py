@@ -65,20 +65,20 @@ def splits(frame: pd.DataFrame, title: str) -> Chart:
 def _caption(rows: Sequence[marks.Row], frame: pd.DataFrame) -> str:
     """What was predicted, and each kind of mark that is there."""
     priced = bool(frame.attrs["currency"])
-    most, lower = ' (cost: "at most")' * priced, ", so lower costs," * priced
+    most, lower = ' (cost: at the high end, "at most")' * priced, ", so lower costs," * priced
     unsure = any(_unsure(rows, gpus, split=True) for gpus in {row["gpus"] for row in rows})
     return (
         f"Predicted from a profile of 1p1d, not measured. Limits: {frame.attrs['limits']}."
         f" Bars: {frame.attrs['interval']}."
         + (
-            f' Mark at the end of its bar: "at least"{most}; the bar reaches the rate at which a'
-            " part saturates."
+            f' Mark at the low end of its bar: "at least"{most}; the bar reaches the rate at which'
+            " a part saturates."
         )
         * any(row["at_least"] and isfinite(row["high"]) for row in rows)
         + f" Arrow: higher rates{lower} are outside the profiled range."
         * any(row["rate_per_s"] > 0 and not isfinite(row["high"]) for row in rows)
-        + " Not joined: a split of this size that is partly or wholly outside the profiled range"
-        " may be better."
+        + " Not joined: a split of this size that has no rate, or is partly outside the profiled"
+        " range, may be better."
         * unsure
         + " Cross: no rate, or the limits are missed at every rate."
         * any(not row["rate_per_s"] > 0 for row in rows)

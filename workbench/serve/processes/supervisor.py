@@ -223,9 +223,8 @@ class Supervisor:
         await self.stop(None, FINAL_GRACE_S)
         await self.run_last()
         # All have ended. asyncio warns of a child whose status it learns after the loop is closed.
-        for child in self.children.values():
-            with suppress(TimeoutError):
-                await asyncio.wait_for(child.wait(), _REAPED_S)
+        if reaped := [asyncio.ensure_future(one.wait()) for one in self.children.values()]:
+            await asyncio.wait(reaped, timeout=_REAPED_S)
 
 
 def main() -> None:

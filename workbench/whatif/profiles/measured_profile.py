@@ -17,6 +17,7 @@ from workbench.experiment.result.facts import ArmFacts
 from workbench.experiment.result.result import Result
 from workbench.metrics.gates.gate_effects import spoil
 from workbench.metrics.latency import own_concurrency, succeeded
+from workbench.metrics.passes import is_cold
 from workbench.params.engine_args import value_of
 from workbench.serve.connectors import connector
 from workbench.topology import Topology
@@ -58,7 +59,7 @@ def profile_of(result: Result) -> Profile:
     if not bytes_per_token:
         raise ResultError(f"{run.run_id} has no KV bytes per token of its model")
     rows = _timed(result, arm)
-    cold = rows[rows["pass"].str.startswith("cold") & rows["ideal_reuse_tokens"].eq(0)]
+    cold = rows[rows["pass"].map(is_cold) & rows["ideal_reuse_tokens"].eq(0)]
     alone = cold[cold["in_flight"] == 1]
     budget = _argument(arm, "--max-num-batched-tokens", 0) or _logged(result, _BUDGET_LINE)
     step_tokens = budget or _STEP_TOKENS
@@ -112,7 +113,7 @@ def _aggregated_errors(profile: Profile, result: Result) -> dict[str, tuple[floa
     """Simulate the cold passes of 1a with the profile's costs: see `Profile.aggregated`."""
     rows, found = result.requests, {}
     one = Topology(aggregated=1)
-    cold = rows[rows["topology"].eq(str(one)) & rows["pass"].str.startswith("cold")]
+    cold = rows[rows["topology"].eq(str(one)) & rows["pass"].map(is_cold)]
     for name, group in cold[succeeded(cold)].groupby("pass", sort=False):
         if not (in_flight := own_concurrency(group)):
             continue  # an old run, whose passes have no concurrency of their own

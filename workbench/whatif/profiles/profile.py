@@ -12,6 +12,7 @@ import numpy as np
 
 from workbench.errors import PlanError, must_be
 from workbench.experiment.findings.sentences import percent
+from workbench.experiment.result.predicted import GOAL
 from workbench.experiment.result.result_file import jsonable
 from workbench.hardware import machine
 from workbench.hardware.interpreter import versions_of
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SCHEMA = 1
-LARGEST_OFF = 0.15
-"""Error of a prediction for the 1a of the same run above which a doubt says so."""
 FREE = frozenset(
     (
         *("topology", "workload", "prompt_tokens", "output_tokens", "requests", "shared_share"),
@@ -134,7 +133,7 @@ class Profile:
         if not costs.byte_s:
             found.append("Profiled transfer time does not grow with the size. TTFT may be wrong.")
         off = [error for both in self.aggregated.values() for error in both]
-        if (worst := max(off, key=abs, default=0.0)) and abs(worst) > LARGEST_OFF:
+        if (worst := max(off, key=abs, default=0.0)) and abs(worst) > GOAL:
             found.append(
                 "The profile's predictions for the 1a of its own run are off by up to"
                 f" {percent(worst, signed=True)}. Expect no smaller errors elsewhere."

@@ -35,8 +35,12 @@ from workbench.serve.simulated.answers import SimulatedTokenizer
 from workbench.serve.tiny_model import ModelFacts
 from workbench.serve.vllm import EngineSettings
 
+OF_A_FILE = ("trace", "prompts")
+"""Workloads whose requests a file has."""
 LEAST_ARRIVALS = 20
 """Requests of an open-loop pass below which their few arrival times decide its throughput."""
+LEAST_CLOSED = 10
+"""Requests of a pass below which it checks no prediction, in a closed loop."""
 UNKNOWN_VOCAB_TOKENS = 5_000
 """Token ids below it exist in every model in use; used where the vocabulary is unknown."""
 _OF_TEXT = ("prompts", "text")
@@ -212,6 +216,17 @@ def arrival_doubts(params: LoadParams, requests: int) -> list[str]:
     return [
         f"Only {requests} requests per pass of an open loop: their arrival times decide the"
         f" throughput. Use at least {LEAST_ARRIVALS} (-p requests {LEAST_ARRIVALS})."
+    ]
+
+
+def check_doubts(params: LoadParams, requests: int) -> list[str]:
+    """Why the passes of a run with predictions will check none of them."""
+    least = LEAST_CLOSED if params.arrival_kind == "closed" else LEAST_ARRIVALS
+    if requests >= least:
+        return []
+    return [
+        f"{requests} requests per pass are too few to check a prediction (at least {least}: -p"
+        f" requests {least})."
     ]
 
 
