@@ -101,8 +101,9 @@ def _with_split(what: str, warm: Sequence[Comparison], rivals: Sequence[Comparis
         return text
     if split == "no_interval":
         return f"{text}; PD split: not judged"
-    counted = "no significant effect" if split == "undecided" else _counted(judged, mixed="mixed")
-    return f"{text}; {name}: {counted}"
+    undecided = split == "undecided"
+    effect = "no significant effect" if undecided else _counted(judged, mixed="mixed")
+    return f"{text}; {name}: {effect}"
 
 
 def _cost_of_offloading(cold: Comparison) -> str:
