@@ -67,10 +67,7 @@ def test_the_axes_hold_every_interval(axes, currency, most):
 
 def test_what_may_be_better_outside_the_profiled_range_is_marked_and_not_joined(axes):
     said = chart().caption
-    assert (
-        'Mark at the low end of its bar: "at least" (cost: at the high end, "at most"); the bar reaches'
-        in said
-    )
+    assert '"at least" (cost: at the high end, "at most"); the bar reaches' in said
     assert "Arrow: higher rates, so lower costs, are outside the profiled range." in said
     assert "Not joined: a split of this size" in said
     joined = axes[1].lines[0].get_ydata()
